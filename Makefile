@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install book smoke paper test lab format lock clean distclean
+
+help:
+	@echo "make book     run the notebooks and build the book"
+	@echo "make test     all tests: ruff, pytest, the notebooks, a small book with warnings as errors"
+	@echo "make smoke    the book with as little data as shows that every step works"
+	@echo "make paper    the book with as many images as there are"
+	@echo "make lab      JupyterLab, in the browser"
+	@echo "make install  only the environment, in $(VENV)"
+	@echo "make format   let ruff lay out the Python files"
+	@echo "make lock     new requirements.lock from pyproject.toml"
+	@echo "make clean    remove what was built; the environment stays"
+	@echo "make distclean  remove the environment too"
+	@echo "With another Python or another place for the environment: make book PYTHON=python3.12 VENV=/path/to/folder"
+
+install:
+	@command -v "$(PYTHON)" >/dev/null || \
+		{ echo "$(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name one: make book PYTHON=python3.12"; exit 1; }
+	@"$(PYTHON)" support/install.py "$(VENV)"
+
+book smoke paper: install
+	@"$(BIN)/python" -m support.book --profile $@
+
+test: install
+	@"$(BIN)/ruff" check .
+	@"$(BIN)/ruff" format --check .
+	@"$(BIN)/python" -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
+
+lab: install
+	@"$(BIN)/jupyter" lab notebooks
+
+format: install
+	@"$(BIN)/ruff" check --fix .
+	@"$(BIN)/ruff" format .
+
+lock:
+	@"$(PYTHON)" support/install.py --lock
+
+clean:
+	rm -rf book/_build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf "$(VENV)"

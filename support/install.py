@@ -1,0 +1,431 @@
+"""Make the book's environment from requirements.lock, or make requirements.lock anew; standard library only.
+
+Every Python has to be able to read this file, so that one that is too old can say so: no syntax newer than 2.7.
+"""
+
+from __future__ import print_function
+
+import sys
+
+OLDEST, NEWEST = (3, 11), (3, 13)
+if not OLDEST <= tuple(sys.version_info[:2]) <= NEWEST:
+    sys.exit(
+        "Python %d.%d is too %s: this book needs 3.11, 3.12 or 3.13; run `make book PYTHON=python3.12`"
+        % (sys.version_info[0], sys.version_info[1], "old" if tuple(sys.version_info[:2]) < OLDEST else "new")
+    )
+
+import argparse  # noqa: E402
+import collections  # noqa: E402
+import hashlib  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import re  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DISK_NEEDED = 4e9  # bytes free where the environment goes; it takes 2.2e9 with torch's build without CUDA
+TEMPORARY_NEEDED = 1e9  # bytes free where pip unpacks what it downloads
+OF_THE_TORCH_BUILD = ("nvidia-", "cuda-", "triton")  # libraries that differ between torch's builds: not in the lock
+NETWORK_SIGNS = (
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "Name or service not known",
+    "Could not resolve host",
+    "Network is unreachable",
+    "Connection refused",
+    "Max retries exceeded",
+    "ProxyError",
+    "Read timed out",
+    "ConnectTimeoutError",
+    "NewConnectionError",
+    "NameResolutionError",
+    "No matching distribution found",
+)
+
+
+class InstallError(Exception):
+    """What went wrong and what to do about it, in one sentence."""
+
+
+def interpreter(folder):
+    """Path of the Python of the virtual environment in `folder` (str), whether it exists or not."""
+    if os.name == "nt":
+        return os.path.join(folder, "Scripts", "python.exe")
+    return os.path.join(folder, "bin", "python")
+
+
+def fingerprint(root):
+    """What an environment was installed from: SHA-256 of `root`/requirements.lock, and `root` itself (str)."""
+    with open(os.path.join(root, "requirements.lock"), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest() + "\n" + root + "\n"
+
+
+def is_current(folder, root):
+    """Whether the environment in `folder` was completely installed from the present lock of this checkout.
+
+    Parameters
+    ----------
+    folder, root : str
+        The virtual environment; the repository.
+
+    Returns
+    -------
+    bool
+        False too when its Python no longer runs, e.g. after an upgrade of the system.
+    """
+    stamp = os.path.join(folder, "installed")
+    if not os.path.isfile(stamp):
+        return False
+    with open(stamp) as file:
+        if file.read() != fingerprint(root):
+            return False
+    try:
+        return subprocess.call([interpreter(folder), "-c", ""]) == 0
+    except OSError:
+        return False
+
+
+def check_modules():
+    """Raise InstallError when this Python cannot make virtual environments (Debian ships that part separately)."""
+    for name in ("venv", "ensurepip"):
+        try:
+            importlib.import_module(name)
+            continue
+        except ImportError:
+            pass
+        raise InstallError(
+            "%s has no module %s: on Debian or Ubuntu run `sudo apt install python%d.%d-venv`, then the same command "
+            "again; elsewhere choose another Python, e.g. `make book PYTHON=python3.12`"
+            % (sys.executable, name, sys.version_info[0], sys.version_info[1])
+        )
+
+
+def check_disk(folder):
+    """Raise InstallError when there is too little room for an environment in `folder` (str), or for pip's own files."""
+    place = os.path.abspath(folder)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    if free < DISK_NEEDED:
+        raise InstallError(
+            "the disk is too full: the environment needs about %.0f GB free and %s has %.1f GB; make room, or put it "
+            "elsewhere with `make book VENV=/path/on/another/disk`" % (DISK_NEEDED / 1e9, place, free / 1e9)
+        )
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if free < TEMPORARY_NEEDED:
+        raise InstallError(
+            "the disk is too full: pip needs about %.0f GB free for temporary files and %s has %.1f GB; make room, or "
+            "set TMPDIR to a folder on another disk" % (TEMPORARY_NEEDED / 1e9, place, free / 1e9)
+        )
+
+
+def explain(output):
+    """One sentence on why pip failed, from what it printed.
+
+    Parameters
+    ----------
+    output : str
+        Standard output and standard error of pip.
+
+    Returns
+    -------
+    str
+        What to do, or where nothing is recognised the last lines that pip printed.
+    """
+    if "No space left on device" in output or "Errno 28" in output or "not enough space on the disk" in output:
+        return (
+            "the disk filled up while packages were installed: make room and run the same command again (on Linux the "
+            "default build of torch brings several gigabytes of CUDA libraries; README.md says how to get the build "
+            "without them)"
+        )
+    if any(sign in output for sign in NETWORK_SIGNS):
+        missing = re.findall(r"No matching distribution found for (\S+)", output)
+        return (
+            "pip could not get %s: check that this machine reaches the Python package index (network, proxy, "
+            "PIP_INDEX_URL) and run the same command again" % (missing[-1] if missing else "the packages")
+        )
+    lines = [line for line in output.splitlines() if line.strip() and " is ignored: it is " not in line]
+    return "pip failed; its last words were:\n" + "\n".join(lines[-15:])
+
+
+def run_pip(python, arguments, label):
+    """Run pip with one line of progress.
+
+    Parameters
+    ----------
+    python : str
+        Path of the interpreter whose environment is changed.
+    arguments : list of str
+        What follows ``python -m pip``.
+    label : str
+        What the line of progress says.
+
+    Raises
+    ------
+    InstallError
+        pip failed; the message says why as far as it can be told.
+    """
+    start = time.time()
+    live = sys.stdout.isatty()
+    print(label + " ...", end="" if live else "\n")
+    sys.stdout.flush()
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONUNBUFFERED="1")
+    environment.pop("PIP_REQUIRE_VIRTUALENV", None)
+    command = [python, "-m", "pip"] + arguments + ["--no-input", "--progress-bar", "off"]
+    output, collected = [], 0
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, cwd=ROOT, env=environment
+    )
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("Collecting "):
+            collected += 1
+        if live:
+            state = "installing" if line.startswith("Installing ") else "%d packages" % collected
+            print("\r%s ... %s " % (label, state), end="")
+            sys.stdout.flush()
+    failed = process.wait() != 0
+    if live:
+        print("\r%s ... " % label, end="")
+    print("failed" if failed else "%.0f s" % (time.time() - start))
+    if failed:
+        raise InstallError(explain("".join(output)))
+
+
+def make_environment(folder):
+    """An empty virtual environment in `folder` (str), in place of the one that was there.
+
+    Raises
+    ------
+    InstallError
+        `folder` holds something else, the disk is too full, or this Python cannot make virtual environments.
+    """
+    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(os.path.join(folder, "pyvenv.cfg")):
+        raise InstallError("%s is not a virtual environment: choose another folder with VENV=..." % folder)
+    check_modules()
+    if os.path.isdir(folder):
+        shutil.rmtree(folder)
+    check_disk(folder)
+    print("virtual environment in %s" % folder)
+    sys.stdout.flush()
+    result = subprocess.run(
+        [sys.executable, "-m", "venv", folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
+    if result.returncode:
+        raise InstallError("no virtual environment could be made in %s: %s" % (folder, result.stdout.strip()))
+
+
+def install(python, root):
+    """Install what requirements.lock says, and this book's own package, into one environment.
+
+    Torch comes first and with its own dependencies: which further libraries it needs depends on the build (CUDA or
+    not) that the package index hands out. Everything else is in the lock, and nothing is resolved.
+
+    Parameters
+    ----------
+    python : str
+        Path of the environment's interpreter.
+    root : str
+        The repository.
+
+    Raises
+    ------
+    InstallError
+        pip failed.
+    """
+    lock = os.path.join(root, "requirements.lock")
+    with open(lock) as file:
+        torch = re.search(r"^torch==\S+", file.read(), re.MULTILINE).group(0)
+    run_pip(python, ["install", torch, "-c", lock], "1/3 " + torch.replace("==", " "))
+    run_pip(python, ["install", "--no-deps", "-r", lock], "2/3 everything else in requirements.lock")
+    run_pip(python, ["install", "--no-deps", "--no-build-isolation", "-e", root], "3/3 this book's own package")
+
+
+def prepare(folder, root):
+    """Make the environment in `folder` (str) unless it is there already and current; an interrupted one is redone."""
+    if is_current(folder, root):
+        return
+    start = time.time()
+    print("Installing the book's environment; this happens once and takes a few minutes.")
+    make_environment(folder)
+    install(interpreter(folder), root)
+    with open(os.path.join(folder, "installed"), "w") as file:
+        file.write(fingerprint(root))
+    print("Installed in %.0f s." % (time.time() - start))
+    sys.stdout.flush()
+
+
+def lock(root):
+    """Write requirements.lock anew: the newest versions that pyproject.toml allows, for every supported machine.
+
+    A fresh environment is made in a temporary folder; then the requirements of all that was installed are followed
+    for each supported Python and system, and what only another system needs is added with its marker.
+
+    Parameters
+    ----------
+    root : str
+        The repository, with its pyproject.toml.
+
+    Raises
+    ------
+    InstallError
+        pip failed.
+    """
+    import tomllib
+
+    with open(os.path.join(root, "pyproject.toml"), "rb") as file:
+        project = tomllib.load(file)
+    direct = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["test"]
+    direct += project["build-system"]["requires"]
+    wheels = project["dependency-groups"]["wheels"]
+    folder = tempfile.mkdtemp()
+    try:
+        environment = os.path.join(folder, "environment")
+        make_environment(environment)
+        python = interpreter(environment)
+        run_pip(python, ["install"] + direct, "1/3 direct dependencies")
+        run_pip(python, ["install", "--no-deps"] + wheels, "2/3 wheels without dependencies")
+        names = json.dumps([direct, wheels])
+        print("3/3 other systems")
+        sys.stdout.flush()
+        lines = subprocess.check_output([python, os.path.abspath(__file__), "--closure", names], cwd=folder)
+    finally:
+        shutil.rmtree(folder)
+    header = (
+        "# Exact versions of all that `make book` and `make test` install; Python 3.11-3.13, Linux, macOS, Windows.\n"
+        "# Made by `make lock` from pyproject.toml; not meant to be edited. Complete: installed with --no-deps, after\n"
+        "# torch, which brings the libraries of the build that the package index hands out (CUDA or not).\n"
+    )
+    with open(os.path.join(root, "requirements.lock"), "w") as file:
+        file.write(header + lines.decode())
+
+
+def closure(direct, wheels):
+    """Lines of requirements.lock, from what is installed in the running environment.
+
+    Parameters
+    ----------
+    direct, wheels : list of str
+        Requirements that are followed; requirements that are taken without their own dependencies.
+
+    Returns
+    -------
+    list of str
+        ``name==version``, with a marker where not every supported machine needs it; sorted by name.
+    """
+    import importlib.metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    systems = {
+        "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
+        "darwin": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix"},
+        "win32": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt"},
+    }
+    known = {}
+
+    def look_up(name):
+        if name not in known:
+            try:
+                found = importlib.metadata.distribution(name)
+                known[name] = (found.version.split("+")[0], found.requires or [])
+            except importlib.metadata.PackageNotFoundError:
+                known[name] = ask_index(name)
+        return known[name]
+
+    needed_by = collections.defaultdict(set)
+    for version in ("3.11", "3.12", "3.13"):
+        for system, markers in systems.items():
+            environment = dict(markers, python_version=version, python_full_version=version + ".0")
+            waiting = [(Requirement(text).name, frozenset(Requirement(text).extras)) for text in direct]
+            seen = set()
+            while waiting:
+                name, extras = waiting.pop()
+                name = canonicalize_name(name)
+                if (name, extras) in seen or name.startswith(OF_THE_TORCH_BUILD):
+                    continue
+                seen.add((name, extras))
+                needed_by[name].add((version, system))
+                for requirement in map(Requirement, look_up(name)[1]):
+                    if requirement.marker is None or any(
+                        requirement.marker.evaluate(dict(environment, extra=extra)) for extra in extras | {""}
+                    ):
+                        waiting.append((requirement.name, frozenset(requirement.extras)))
+            for name in wheels:
+                needed_by[canonicalize_name(Requirement(name).name)].add((version, system))
+    lines = []
+    versions = {"3.11", "3.12", "3.13"}
+    for name, machines in needed_by.items():
+        line = name + "==" + look_up(name)[0]
+        pythons = {version for version, _ in machines}
+        platforms = {system for _, system in machines}
+        if machines != {(version, system) for version in pythons for system in platforms}:
+            pythons, platforms = versions, set(systems)
+        conditions = []
+        if pythons != versions:
+            conditions.append(" or ".join('python_version == "%s"' % version for version in sorted(pythons)))
+        if platforms != set(systems):
+            conditions.append(" or ".join('sys_platform == "%s"' % system for system in sorted(platforms)))
+        if len(conditions) == 2:
+            conditions = ["(%s)" % condition for condition in conditions]
+        lines.append(line + (" ; " + " and ".join(conditions) if conditions else ""))
+    return sorted(lines)
+
+
+def ask_index(name):
+    """Newest version of a package that this system does not need, and its requirements, from the package index."""
+    for platform in ("any", "win_amd64", "macosx_11_0_arm64"):
+        command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--no-deps", name]
+        command += [
+            "--only-binary",
+            ":all:",
+            "--target",
+            tempfile.gettempdir(),
+            "--platform",
+            platform,
+            "--report",
+            "-",
+        ]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        if result.returncode == 0:
+            metadata = json.loads(result.stdout)["install"][0]["metadata"]
+            return metadata["version"], metadata.get("requires_dist", [])
+    raise InstallError("the package index has no wheel of %s for any supported system" % name)
+
+
+def main():
+    """Command line: ``install.py FOLDER`` makes a virtual environment, ``--here`` installs into the running one."""
+    parser = argparse.ArgumentParser(description="Install the book's environment from requirements.lock.")
+    parser.add_argument("folder", nargs="?", default=os.path.join(ROOT, ".venv"), help="virtual environment to make")
+    parser.add_argument("--here", action="store_true", help="install into the environment of the running Python")
+    parser.add_argument("--lock", action="store_true", help="make requirements.lock anew from pyproject.toml")
+    parser.add_argument("--closure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    try:
+        if arguments.closure:
+            print("\n".join(closure(*json.loads(arguments.closure))))
+        elif arguments.lock:
+            lock(ROOT)
+        elif arguments.here:
+            install(sys.executable, ROOT)
+        else:
+            prepare(os.path.abspath(arguments.folder), ROOT)
+    except InstallError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        if error.errno == 28:
+            sys.exit(explain("Errno 28"))
+        raise
+
+
+if __name__ == "__main__":
+    main()
