@@ -1,0 +1,252 @@
+"""ε-LRP as a modified gradient: inside `Rules`, every nonlinearity's derivative is f(z)/z.
+
+Ancona et al. (2018), "Towards better understanding of gradient-based attribution methods for deep neural networks",
+Proposition 1: layer-wise relevance propagation with the ε rule is the input times a gradient in which the derivative
+of each nonlinearity f at its pre-activation z is replaced by the ratio f(z)/z. Everything that is linear in the
+activations (convolution, batch norm in evaluation mode, addition, average pooling, padding, …) keeps its ordinary
+gradient. Three operations need a decision:
+
+* **Max-pooling** keeps its ordinary gradient: the winner takes all, as in Ancona et al.'s own program.
+* **A gate times a signal** (squeeze-and-excite; SiLU or hard-swish written out): the gate, the output of a function
+  that saturates on both sides, counts as a constant and the signal takes all (Arras et al. 2017, "Explaining
+  recurrent neural network predictions in sentiment analysis", Section 3). x · sigmoid(x) then has the ratio of SiLU.
+* **Any other product of two activations**, matrix products too: each factor takes half (Achtibat et al. 2024,
+  "AttnLRP", Section 3.3.2), so that the total is kept; the plain gradient would count it twice.
+
+Softmax, layer norm, powers and all else without a rule raise an error that names the operation.
+"""
+
+import inspect
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+NONLINEARITIES = (
+    "relu relu6 leaky_relu prelu elu selu celu gelu silu mish softplus logsigmoid hardswish hardsigmoid sigmoid "
+    "tanh hardtanh clamp clamp_min clamp_max clip erf"
+).split()
+GATES = {"sigmoid", "hardsigmoid", "relu6", "hardtanh", "clamp", "clip", "erf"}  # saturate on both sides
+PRODUCTS = {"mul", "multiply", "rmul", "imul", "matmul", "rmatmul", "bmm", "mm", "einsum"}
+KEEP_GATE = {  # a gate that is reshaped, scaled or shifted by constants is still a gate
+    *"add radd iadd sub rsub mul rmul imul div truediv itruediv".split(),
+    *"view reshape flatten unflatten squeeze unsqueeze expand expand_as permute transpose contiguous".split(),
+    *"repeat getitem broadcast_to".split(),
+}
+TWO_FACTORS = set(  # linear in one factor as long as the other is a constant
+    "Mul Mm Bmm Mv Addmm Baddbmm Linear MkldnnLinear Convolution NativeBatchNorm CudnnBatchNorm MiopenBatchNorm".split()
+)
+LINEAR = set(  # nodes of the autograd graph, without their suffix "Backward0"
+    "AccumulateGrad Convolution SlowConvDilated2D Addmm Mm Mv Bmm Baddbmm Linear MkldnnLinear Add Sub Rsub Neg Mul Div "
+    "Sum Mean NativeBatchNorm CudnnBatchNorm MiopenBatchNorm AvgPool2D AdaptiveAvgPool2D AdaptiveAvgPool1D "
+    "MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D MkldnnMaxPool2D View UnsafeView ReshapeAlias Alias T "
+    "Permute Transpose Expand Squeeze Unsqueeze Cat Stack Split SplitWithSizes Chunk Unbind Slice Select Index "
+    "IndexSelect ConstantPadNd ReflectionPad2D ReplicationPad2D UpsampleBilinear2D UpsampleBilinear2DAa "
+    "UpsampleNearest2D UpsampleBicubic2D Clone Copy CopySlices AsStrided ToCopy PixelShuffle PixelUnshuffle "
+    "Repeat Flip Roll Im2Col Ratio HalfEach".split()
+)
+
+
+class Ratio(torch.autograd.Function):
+    """y = f(z) whose derivative is f(z) / (z + ε sign z)."""
+
+    @staticmethod
+    def forward(ctx, z, y, epsilon):
+        ctx.save_for_backward(z, y)
+        ctx.epsilon = epsilon
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        z, y = ctx.saved_tensors
+        return gradient * y / (z + torch.where(z < 0, -ctx.epsilon, ctx.epsilon)), None, None
+
+
+class HalfEach(torch.autograd.Function):
+    """A product of two activations whose gradient is shared equally between the factors."""
+
+    @staticmethod
+    def forward(ctx, product, first, second):
+        with torch.enable_grad():
+            ctx.factors = first.detach().requires_grad_(), second.detach().requires_grad_()
+            ctx.product = product(*ctx.factors)
+        return ctx.product.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        first, second = torch.autograd.grad(ctx.product, ctx.factors, gradient)
+        return None, first / 2, second / 2
+
+
+def _functions(names):
+    """Every form in which torch offers these operations (functional, method, in place) → its plain name."""
+    places = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special)
+    found = {}
+    for name in names:
+        for place in places:
+            for form in (name, f"{name}_"):
+                function = getattr(place, form, None)
+                if callable(function):
+                    found[function] = name
+    found[torch.special.expit] = "sigmoid"
+    return found
+
+
+_NONLINEAR = _functions(NONLINEARITIES)
+
+
+def _plain_name(function):
+    return getattr(function, "__name__", "").strip("_")
+
+
+def _in_place(function, args, kwargs):
+    name = getattr(function, "__name__", "")
+    if name.startswith("__i") or (name.endswith("_") and not name.startswith("__")):
+        return True
+    try:
+        return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace", False))
+    except (TypeError, ValueError):  # built-in functions have no signature, and no such argument
+        return False
+
+
+class Rules(TorchFunctionMode):
+    """Context manager: operations run inside it get the ε-LRP gradient; outside, torch is as before.
+
+    Values are unchanged. It acts on the calls themselves, so modules, functions, methods, operators and in-place
+    variants are all covered, and nothing of the network is altered. Use `modified_gradient`, which also refuses
+    operations that have no rule.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser ε > 0, in units of the pre-activations.
+    """
+
+    def __init__(self, epsilon):
+        super().__init__()
+        self.epsilon = epsilon
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_nonlinear = function in _NONLINEAR and isinstance(args[0] if args else None, torch.Tensor)
+        if is_nonlinear and args[0].requires_grad:
+            return self._nonlinearity(function, args, kwargs)
+        name = _plain_name(function)
+        tensors = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+        if name in PRODUCTS and len(tensors) == 2:
+            return self._product(function, args, kwargs)
+        result = function(*args, **kwargs)
+        if name in KEEP_GATE and tensors and all(hasattr(a, "is_gate") for a in tensors):
+            result.is_gate = True
+        return result
+
+    def _nonlinearity(self, function, args, kwargs):
+        target, in_place = args[0], _in_place(function, args, kwargs)
+        z = target.clone() if in_place else target
+        y = function(z.detach().clone() if in_place else z.detach(), *args[1:], **kwargs)
+        result = Ratio.apply(z, y, self.epsilon)
+        if in_place:
+            result = target.copy_(result)
+        if _NONLINEAR[function] in GATES:
+            result.is_gate = True
+        return result
+
+    def _product(self, function, args, kwargs):
+        places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.requires_grad]
+        gates = [i for i in places if hasattr(args[i], "is_gate")]
+        in_place = _in_place(function, args, kwargs)
+        target, args = args[0], list(args)
+        if in_place:
+            args[0] = target.clone()
+
+        def product(first, second):
+            factors = list(args)
+            factors[places[0]], factors[places[1]] = first, second
+            if in_place:  # the factor itself must stay as it was, its value is needed for the gradient
+                factors[0] = factors[0].clone()
+            return function(*factors, **kwargs)
+
+        first, second = (args[i] for i in places)
+        if len(gates) == 1:
+            result = product(first.detach(), second) if gates[0] == places[0] else product(first, second.detach())
+        else:
+            result = HalfEach.apply(product, first, second)
+        return target.copy_(result) if in_place else result
+
+
+def _operation(node):
+    return node.name().rsplit("::", 1)[-1].split("Backward")[0] or node.name()
+
+
+def refuse_operations_without_rule(output):
+    """Walk the autograd graph behind `output` and refuse what ε-LRP has no rule for.
+
+    Parameters
+    ----------
+    output : torch.Tensor
+        Result of a forward pass inside `Rules`.
+
+    Raises
+    ------
+    ValueError
+        The output does not depend differentiably on the input, or an operation on the way has no rule; it is named.
+    """
+    if output.grad_fn is None:
+        raise ValueError("the representation does not depend on the input: its gradient was cut on the way")
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        operation, parents = _operation(node), [parent for parent, _ in node.next_functions]
+        factors = parents[1:] if operation in {"Addmm", "Baddbmm"} else parents  # their first operand is a summand
+        trouble = None
+        if operation not in LINEAR:
+            trouble = operation
+        elif getattr(node, "_saved_training", False):
+            trouble = (
+                f"{operation} with the statistics of its own input (instance norm, or batch norm in training mode)"
+            )
+        elif operation == "Div" and parents[1] is not None:
+            trouble = "division by an activation"
+        elif operation in TWO_FACTORS and sum(parent is not None for parent in factors) > 1:
+            trouble = f"{operation} of two activations, in a form that was not recognised"
+        if trouble:
+            raise ValueError(
+                f"ε-LRP has no rule for {trouble}: take the representation before it, use another method "
+                "(gradient_x_input), or add a rule to support/epsilon_lrp.py"
+            )
+        waiting.extend(parent for parent in parents if parent is not None)
+
+
+def modified_gradient(function, inputs, epsilon=1e-4):
+    """Gradient of a network's outputs with every nonlinearity's derivative replaced by f(z)/z.
+
+    Parameters
+    ----------
+    function : callable
+        Maps inputs to a float tensor of shape (batch,), each entry depending on its own input only; its parameters
+        are frozen, its batch norms in evaluation mode.
+    inputs : torch.Tensor
+        Floating point, shape (batch, …).
+    epsilon : float, default 1e-4
+        Stabiliser: the ratio is f(z) / (z + ε sign z), with sign 0 = 1 (the default of Ancona et al.'s program).
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape and dtype as `inputs`; times the inputs it is the ε-LRP attribution
+        (Ancona et al. 2018, Proposition 1).
+
+    Raises
+    ------
+    ValueError
+        ε is not positive; an operation of the network has no rule, it is named.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    inputs = inputs.detach().requires_grad_()
+    with torch.enable_grad(), Rules(epsilon):
+        output = function(inputs)
+    refuse_operations_without_rule(output)
+    return torch.autograd.grad(output.sum(), inputs)[0]

@@ -1,0 +1,202 @@
+"""Attribution maps of small hand-built encoders: Captum as a second opinion, and what must not change them."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from captum.attr import InputXGradient, Saliency
+from torch import nn
+
+from support import attribution
+from support.zoo import Encoder
+
+
+def toy(name="toy", side=12, seed=0, activation=None, bias=True, **settings):
+    torch.manual_seed(seed)
+    layers = (
+        nn.Conv2d(3, 6, 3, padding=1, bias=bias),
+        activation or nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 4, 3, bias=bias),
+    )
+    return Encoder(name, nn.Sequential(*layers), task="toy", family="toy", input_size=(side, side), **settings)
+
+
+def probe(n=6, side=12, seed=0):
+    values = np.random.default_rng(seed).uniform(size=(n, side, side, 3)).astype(np.float32)
+    coords = {"image": np.arange(n), "channel": ["red", "green", "blue"]}
+    return xr.DataArray(values, coords, ("image", "y", "x", "channel"), attrs={"source": "random"})
+
+
+def attribute(encoders, images, method, **settings):
+    return attribution.attribute(encoders, images, method, device="cpu", progress=False, **settings)
+
+
+def mean_unit(encoder):
+    return lambda x: encoder.represent(x).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("method, captums", [("saliency", Saliency), ("gradient_x_input", InputXGradient)])
+def test_captum_gives_the_same_maps(method, captums):
+    encoder, images = toy(activation=nn.Tanh()), probe()
+    inputs = encoder.preprocess(images).requires_grad_()
+    expected = captums(mean_unit(encoder)).attribute(inputs).detach().permute(0, 2, 3, 1)
+    found = attribute(encoder, images, method, channels="keep")
+    assert found.dims == ("model", "image", "y", "x", "channel")
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_saliency_is_the_absolute_gradient_of_the_mean_not_the_mean_of_absolute_gradients():
+    encoder, images = toy(), probe(n=1)
+    x = encoder.preprocess(images).requires_grad_()
+    units = encoder.represent(x).flatten()
+    gradients = torch.stack([torch.autograd.grad(u, x, retain_graph=True)[0][0] for u in units]).permute(0, 2, 3, 1)
+    found = attribute(encoder, images, "saliency", channels="keep")[0, 0].values
+    np.testing.assert_allclose(found, gradients.mean(0).abs(), rtol=1e-4, atol=1e-8)
+    assert abs(found - gradients.abs().mean(0).numpy()).max() > 1e-4
+
+
+def test_one_by_one_or_together_the_maps_are_the_same():
+    encoders, images = [toy("a"), toy("b", side=8, seed=1)], probe()
+    together = attribute(encoders, images, attribution.METHODS)
+    assert together.dims == ("attribution", "model", "image", "y", "x")
+    for method in attribution.METHODS:
+        for encoder in encoders:
+            single = attribute(encoder, images, method)
+            np.testing.assert_array_equal(single[0], together.sel(attribution=method, model=encoder.name))
+            assert single.attribution == method
+
+
+def test_batches_of_one_and_of_thirty_two_agree():
+    encoder, images = toy(), probe(n=33)
+    for method in attribution.METHODS:
+        one, many = (attribute(encoder, images, method, batch_size=b) for b in (1, 32))
+        assert np.linalg.norm(one - many) < 1e-4 * np.linalg.norm(one)  # f(z)/z amplifies rounding where z is near ε
+
+
+def test_permuting_the_batch_permutes_the_maps():
+    encoder, images = toy(), probe()
+    order = [3, 0, 5, 1, 4, 2]
+    for method in attribution.METHODS:
+        found = attribute(encoder, images.isel(image=order), method)
+        expected = attribute(encoder, images, method).isel(image=order)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+        assert list(found.image.values) == order
+
+
+def test_total_of_gradient_times_input_is_the_mean_unit_without_biases_also_after_resizing():
+    encoder, images = toy(side=10, bias=False), probe(side=17)
+    expected = mean_unit(encoder)(encoder.preprocess(images)).detach()
+    for method in ("gradient_x_input", "epsilon_lrp"):
+        maps = attribute(encoder, images, method, channels="keep", epsilon=1e-8)
+        assert maps.shape == (1, 6, 17, 17, 3)
+        np.testing.assert_allclose(maps.sum(("y", "x", "channel"))[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_epsilon_lrp_is_gradient_times_input_for_relu_and_is_not_for_tanh():
+    images = probe()
+
+    def likeness(encoder, epsilon):
+        a, b = (attribute(encoder, images, m, epsilon=epsilon).values.ravel() for m in attribution.METHODS[1:])
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert likeness(toy(), 1e-7) > 0.99999 > likeness(toy(), 1e-1)
+    assert likeness(toy(activation=nn.Tanh()), 1e-7) < 0.9999
+
+
+def test_mean_of_channels_is_the_mean_of_the_kept_ones():
+    encoder, images = toy(), probe()
+    kept = attribute(encoder, images, "gradient_x_input", channels="keep")
+    np.testing.assert_allclose(
+        attribute(encoder, images, "gradient_x_input"), kept.mean("channel"), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_bgr_and_nhwc_networks_give_their_maps_in_rgb_order():
+    class Swapped(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x.permute(0, 3, 1, 2).flip(1))
+
+    images, straight = probe(), toy()
+    swapped = Encoder(
+        "swapped", Swapped(toy().network), task="toy", family="toy", input_size=(12, 12), channels="BGR", layout="NHWC"
+    )
+    expected = attribute(straight, images, "gradient_x_input", channels="keep")
+    found = attribute(swapped, images, "gradient_x_input", channels="keep")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    encoder, images, sizes = toy(), probe(n=8), []
+    represent = encoder.represent
+
+    def short_of_memory(x):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return represent(x)
+
+    expected = attribute(encoder, images, "saliency")
+    monkeypatch.setattr(encoder, "represent", short_of_memory)
+    np.testing.assert_allclose(attribute(encoder, images, "saliency"), expected, rtol=1e-4, atol=1e-8)
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    with pytest.raises(MemoryError, match="toy: 4 images"):
+        attribute(encoder, images, "saliency", batch_size=4)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    encoder = toy()
+
+    def broken(x):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(encoder, "represent", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        attribute(encoder, probe(), "saliency")
+
+
+def test_provenance_travels_with_the_maps_and_can_be_written(tmp_path):
+    maps = attribute([toy("a"), toy("b", seed=1)], probe(), attribution.METHODS)
+    assert maps.attrs["probe_source"] == "random" and maps.attrs["epsilon"] == 1e-4 and maps.dtype == np.float32
+    maps.to_dataset().to_zarr(tmp_path / "maps.zarr")
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "maps.zarr")["map"].load(), maps)
+
+
+def test_weights_get_no_gradient_and_the_network_is_left_as_it_was():
+    encoder = toy()
+    before = {k: v.clone() for k, v in encoder.network.state_dict().items()}
+    attribute(encoder, probe(), attribution.METHODS)
+    assert all(p.grad is None and not p.requires_grad for p in encoder.network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in encoder.network.state_dict().items())
+
+
+def test_wrong_input_says_what_is_known():
+    images = probe()
+    with pytest.raises(ValueError, match="saliency, gradient_x_input, epsilon_lrp"):
+        attribute(toy(), images, "gradcam")
+    with pytest.raises(ValueError, match="given twice.*toy"):
+        attribute([toy(), toy()], images, "saliency")
+    with pytest.raises(ValueError, match="no encoder"):
+        attribute([], images, "saliency")
+    with pytest.raises(ValueError, match="mean"):
+        attribute(toy(), images, "saliency", channels="max")
+    with pytest.raises(ValueError, match="at least 1"):
+        attribute(toy(), images, "saliency", batch_size=0)
+    with pytest.raises(ValueError, match="unknown device"):
+        attribution.attribute(toy(), images, "saliency", device="abacus", progress=False)
+
+
+def test_an_operation_without_a_rule_names_encoder_and_operation():
+    with pytest.raises(ValueError, match="toy: .*Softmax"):
+        attribute(toy(activation=nn.Softmax(1)), probe(), "epsilon_lrp")
+
+
+def test_progress_goes_to_standard_error_and_can_be_silenced(capsys):
+    attribution.attribute(toy(), probe(), "saliency", device="cpu")
+    assert "6/6" in capsys.readouterr().err
+    attribute(toy(), probe(), "saliency")
+    assert capsys.readouterr().err == ""
