@@ -1,0 +1,168 @@
+"""Pictures that more than one notebook draws. Importing this module sets matplotlib's look for the book."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.cluster.hierarchy import dendrogram
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.bbox": "tight",
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "image.interpolation": "nearest",
+        "figure.constrained_layout.use": True,
+    }
+)
+METHOD_TITLES = {"saliency": "saliency", "gradient_x_input": "gradient × input", "epsilon_lrp": "ε-LRP"}
+
+
+def short(name):
+    """A model's name without its scheme: "package:hed" → "hed"."""
+    return str(name).split(":", 1)[-1]
+
+
+def gallery(images, titles=None, columns=8):
+    """Draw images in a grid.
+
+    Parameters
+    ----------
+    images : xarray.DataArray or array
+        (image, y, x, channel), float in [0, 1].
+    titles : sequence of str, optional
+        One a picture.
+    columns : int, default 8
+        Pictures a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(8, 8 / columns * rows * (1.2 if titles else 1)), squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if i < len(images):
+            ax.imshow(np.asarray(images[i]))
+            if titles is not None:
+                ax.set_title(titles[i], fontsize=9)
+    return figure
+
+
+def draw_map(ax, values):
+    """Draw one attribution map: signed maps red (for) and blue (against), others from black to white.
+
+    The scale is the map's own, up to the 99th percentile of its absolute values: only directions count in the model
+    space, not the size.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    values : array
+        (y, x), float.
+    """
+    values = np.asarray(values)
+    limit = np.percentile(abs(values), 99) or 1
+    signed = values.min() < 0
+    ax.imshow(values, cmap="RdBu_r" if signed else "inferno", vmin=-limit if signed else 0, vmax=limit)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def map_grid(images, maps):
+    """Draw a photograph a row and, beside it, the map of every model.
+
+    Parameters
+    ----------
+    images : xarray.DataArray
+        (image, y, x, channel), float32 in [0, 1].
+    maps : xarray.DataArray
+        (model, image, y, x) or (attribution, model, image, y, x): then a row is drawn for each image and method.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    maps = maps if "attribution" in maps.dims else maps.expand_dims("attribution")
+    methods = [str(m) for m in maps.attribution.values]
+    rows = [(i, m) for i in range(maps.sizes["image"]) for m in range(len(methods))]
+    columns = maps.sizes["model"] + 1
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.25 * columns, 1.25 * len(rows) + 0.4), squeeze=False, layout="constrained"
+    )
+    for (i, m), line in zip(rows, axes, strict=True):
+        line[0].imshow(images[i].values)
+        line[0].set(xticks=[], yticks=[])
+        line[0].spines[:].set_visible(False)
+        line[0].set_ylabel(METHOD_TITLES.get(methods[m], methods[m]), fontsize=9)
+        for n, ax in enumerate(line[1:]):
+            draw_map(ax, maps[m, n, i])
+    for name, ax in zip(["photograph", *map(short, maps.model.values)], axes[0], strict=True):
+        ax.set_title(name.replace("_", "\n"), fontsize=9)
+    return figure
+
+
+def matrix(values, label, ax=None):
+    """Draw a (source, target) matrix as a heat map, with its numbers where they are readable.
+
+    A model beside itself is left grey, so that the colours are spent on the pairs.
+
+    Parameters
+    ----------
+    values : xarray.DataArray
+        (source, target), float.
+    label : str
+        What the colour means, with its unit.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 5.4))
+    itself = values.source.values[:, None] == values.target.values[None]
+    numbers = np.where(itself, np.nan, values.values.astype(float))
+    picture = ax.imshow(numbers, cmap="viridis")
+    ax.set_facecolor("0.9")
+    names = [[short(n) for n in values[axis].values] for axis in ("target", "source")]
+    ax.set_xticks(range(len(names[0])), names[0], rotation=40, ha="right")
+    ax.set_yticks(range(len(names[1])), names[1])
+    ax.set(xlabel="target", ylabel="source")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(picture, ax=ax, label=label, shrink=0.8)
+    if numbers.size <= 12**2:
+        middle = (np.nanmin(numbers) + np.nanmax(numbers)) / 2
+        for (row, column), number in np.ndenumerate(values.values):
+            colour = "black" if itself[row, column] or number > middle else "white"
+            ax.text(column, row, f"{number:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    return ax.figure
+
+
+def tree(linkage, names, ax=None):
+    """Draw a tree of models, root on the left.
+
+    Parameters
+    ----------
+    linkage : numpy.ndarray
+        (models − 1, 4), as `space.tree` returns it.
+    names : sequence of str
+        Models, in the order of the matrix that the tree was made from.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 0.42 * len(names) + 1))
+    labels = [short(n) for n in names]
+    dendrogram(linkage, labels=labels, orientation="left", ax=ax, color_threshold=0, above_threshold_color="0.3")
+    ax.set_xlabel("1 − affinity at which two groups are joined")
+    ax.tick_params(axis="y", labelsize=11)
+    ax.spines["left"].set_visible(False)
+    return ax.figure

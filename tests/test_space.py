@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.cluster.hierarchy import fcluster
+
+from support import space
+
+DIMS = ("model", "image", "y", "x", "channel")
+
+
+def some_maps(models=5, images=7, side=6, channels=3, seed=0):
+    values = np.random.default_rng(seed).normal(size=(models, images, side, side, channels)) + 0.3
+    coords = {"model": [f"m{i}" for i in range(models)], "image": np.arange(images)}
+    return xr.DataArray(values.astype(np.float32), coords, DIMS)
+
+
+def equation_1(maps):
+    """Distance of two models written out pair by pair and image by image, in double precision."""
+    values = maps.values.astype(np.float64).reshape(*maps.shape[:2], -1)
+    out = np.empty((len(values), len(values)))
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            cosines = [u @ v / np.sqrt((u @ u) * (v @ v)) for u, v in zip(a, b, strict=True)]
+            out[i, j] = len(cosines) / sum(cosines)
+    return out
+
+
+@pytest.mark.parametrize("channels", ["mean", "keep"])
+def test_distance_is_equation_1_pair_by_pair(channels):
+    maps = some_maps()
+    compared = maps.mean("channel") if channels == "mean" else maps
+    found = space.distance(space.affinity(maps, channels=channels))
+    np.testing.assert_allclose(found.values, equation_1(compared), rtol=1e-5)
+
+
+def test_mean_and_kept_channels_differ_and_the_mean_may_be_taken_before():
+    maps = some_maps()
+    mean, keep = space.affinity(maps, channels="mean"), space.affinity(maps, channels="keep")
+    assert float(abs(mean - keep).max()) > 0.01
+    xr.testing.assert_allclose(mean, space.affinity(maps.mean("channel"), channels="mean"))
+
+
+def test_symmetric_with_ones_on_the_diagonal_and_named_axes():
+    affinity = space.affinity(some_maps())
+    assert affinity.dims == ("source", "target")
+    np.testing.assert_array_equal(affinity, affinity.T)
+    np.testing.assert_array_equal(np.diag(affinity), 1)
+    assert float(abs(affinity).max()) <= 1
+
+
+def test_invariant_to_the_scale_of_any_map_and_to_the_order_of_images():
+    maps = some_maps()
+    scale = xr.DataArray(10.0 ** np.random.default_rng(1).uniform(-20, 15, maps.shape[:2]), dims=("model", "image"))
+    xr.testing.assert_allclose(space.affinity((maps * scale).astype("float32")), space.affinity(maps), rtol=1e-5)
+    xr.testing.assert_allclose(space.affinity(maps.isel(image=slice(None, None, -1))), space.affinity(maps), rtol=1e-6)
+
+
+def test_known_angles():
+    maps = xr.zeros_like(some_maps(models=3, images=1).mean("channel"))
+    maps[0, 0, 0, 0], maps[1, 0, 0, 0], maps[1, 0, 0, 1], maps[2, 0, 0, 0] = 1, 1, np.sqrt(3), -2
+    affinity = space.affinity(maps)
+    np.testing.assert_allclose(affinity[0], [1, 0.5, -1], atol=1e-6)
+    np.testing.assert_allclose(space.distance(affinity)[0], [1, 2, np.inf], rtol=1e-6)
+
+
+def test_blocks_of_images_change_nothing(monkeypatch):
+    maps = some_maps()
+    whole = space.affinity(maps)
+    monkeypatch.setattr(space, "VALUES_AT_ONCE", 2 * maps.size // maps.sizes["image"])
+    xr.testing.assert_allclose(space.affinity(maps), whole, rtol=1e-7)
+    assert space.cosines(maps).sizes["image"] == maps.sizes["image"]
+
+
+def test_affinity_is_the_mean_of_the_cosines():
+    maps = some_maps()
+    xr.testing.assert_allclose(space.cosines(maps).mean("image"), space.affinity(maps).drop_attrs(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value, word", [(0, "zero everywhere"), (np.nan, "not finite"), (np.inf, "not finite")])
+def test_a_map_without_direction_names_model_and_image(value, word):
+    maps = some_maps().assign_coords(image=np.arange(7) + 40)
+    maps[2, 3] = value
+    with pytest.raises(ValueError, match=f"model m2 for image 43 is {word}"):
+        space.affinity(maps)
+
+
+def test_one_value_that_is_not_finite_is_enough():
+    maps = some_maps()
+    maps[1, 4, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="model m1 for image 4"):
+        space.affinity(maps)
+
+
+def test_wrong_input_says_what_is_expected():
+    maps = some_maps()
+    with pytest.raises(ValueError, match="select one"):
+        space.affinity(maps.expand_dims(attribution=["saliency", "epsilon_lrp"]))
+    with pytest.raises(ValueError, match="hold no channels"):
+        space.affinity(maps.mean("channel"), channels="keep")
+    with pytest.raises(ValueError, match="mean"):
+        space.affinity(maps, channels="average")
+    with pytest.raises(ValueError, match="dimensions"):
+        space.affinity(maps.rename(image="picture"))
+    with pytest.raises(ValueError, match="no map"):
+        space.affinity(maps.isel(image=slice(0)))
+
+
+def test_neighbours_are_sorted_and_leave_the_model_itself_out():
+    affinity = space.affinity(some_maps())
+    table = space.neighbours(affinity)
+    assert table.shape == (5, 4)
+    for target, names in table.iterrows():
+        assert target not in names.values
+        values = [float(affinity.sel(source=n, target=target)) for n in names]
+        assert values == sorted(values, reverse=True)
+    assert (space.neighbours(affinity, k=2) == table[[1, 2]]).all(axis=None)
+
+
+def test_the_tree_joins_what_is_alike_first():
+    first, second = some_maps(models=2, seed=0), some_maps(models=2, seed=1)
+    noise = some_maps(models=4, seed=2).values * 0.05
+    values = np.stack([first[0], second[0], first[0], second[0]]) + noise
+    maps = xr.DataArray(values, {"model": list("abcd"), "image": np.arange(7)}, DIMS)
+    groups = fcluster(space.tree(space.affinity(maps)), 2, "maxclust")
+    assert groups[0] == groups[2] != groups[1] == groups[3]
+
+
+def test_a_tree_needs_a_symmetric_square():
+    affinity = space.affinity(some_maps())
+    with pytest.raises(ValueError, match="symmetric"):
+        space.tree(affinity.isel(source=slice(1, None)))
+    lopsided = affinity.copy()
+    lopsided[0, 1] += 0.5
+    with pytest.raises(ValueError, match="symmetric"):
+        space.tree(lopsided)
