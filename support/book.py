@@ -1,0 +1,466 @@
+"""Run the notebooks through papermill, build the book with jupyter-book, and check a notebook's parameters.
+
+On the command line: ``python -m support.book --profile smoke|book|paper [--force]``.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tokenize
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+INJECTED = "# Parameters"  # first line of the cell that papermill adds
+
+
+class BookError(Exception):
+    """What stopped the book, and what to do about it: a message for the reader, without a traceback."""
+
+
+class Parameter(NamedTuple):
+    """One line of a notebook's `parameters` cell: its default (int, float, str, bool, list or None) and its comment."""
+
+    default: object
+    help: str
+
+
+def parse_parameters(source):
+    """Read a `parameters` cell without running it.
+
+    Parameters
+    ----------
+    source : str
+        The cell: lines of the form ``name = literal  # help``.
+
+    Returns
+    -------
+    dict of str to Parameter
+        In the order of the cell.
+
+    Raises
+    ------
+    ValueError
+        A statement is not one name and one literal.
+    """
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    parameters = {}
+    for statement in ast.parse(source).body:
+        text = ast.get_source_segment(source, statement)
+        if (
+            not isinstance(statement, ast.Assign)
+            or len(statement.targets) != 1
+            or not isinstance(statement.targets[0], ast.Name)
+        ):
+            raise ValueError(f"a parameter is one name and one literal, not {text!r}")
+        value = statement.value
+        if isinstance(value, ast.Call) and ast.unparse(value.func) == "float":  # how papermill writes nan and infinity
+            default = float(ast.literal_eval(value.args[0]))
+        else:
+            try:
+                default = ast.literal_eval(value)
+            except ValueError:
+                raise ValueError(f"a parameter is one name and one literal, not {text!r}") from None
+        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno, ""))
+    return parameters
+
+
+def declared_parameters(path):
+    """Parameters that a notebook declares in its cell tagged `parameters`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The notebook.
+
+    Returns
+    -------
+    dict of str to Parameter
+        Empty when there is no such cell.
+    """
+    for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", []):
+            return parse_parameters("".join(cell["source"]))
+    return {}
+
+
+def _is_same_kind(value, default):
+    """Whether `value` may stand where the notebook has `default`: the same type, or an int for a float."""
+    if default is None:
+        return True
+    return type(value) is type(default) or (type(value) is int and type(default) is float)
+
+
+def compare(given, declared):
+    """Refuse parameters that a notebook does not know, and values of another kind than its defaults.
+
+    Parameters
+    ----------
+    given : dict
+        Name to value, as papermill was told.
+    declared : dict of str to Parameter
+        What the notebook's `parameters` cell says.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown; the message has the closest known one, and lists all with default and help.
+    TypeError
+        A value is of another kind than the default; an int will do for a float. Same list.
+    """
+    lines = [f"  {name} = {known.default!r}  # {known.help}" for name, known in declared.items()]
+    known_ones = "\nThis notebook's parameters are:\n" + "\n".join(lines)
+    for name, value in given.items():
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"unknown parameter {name!r}{hint}{known_ones}")
+        default = declared[name].default
+        if not _is_same_kind(value, default):
+            article = "an" if type(default).__name__[0] in "aeiou" else "a"
+            raise TypeError(
+                f"parameter {name!r} must be {article} {type(default).__name__} such as {default!r}, "
+                f"not {value!r} ({type(value).__name__}).{known_ones}"
+            )
+
+
+def check_parameters():
+    """Refuse misspelt parameters and values of the wrong kind that papermill was given.
+
+    To be called in the cell right after a notebook's `parameters` cell. Plain papermill only warns of an unknown name
+    and goes on with the default, so that a sweep over a misspelt parameter looks like a success. The cell that
+    papermill adds is found in IPython's input history and compared with the cell that ran before it. Does nothing
+    outside IPython, or when papermill has added no cell.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `compare` says.
+    """
+    with contextlib.suppress(ImportError):
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        history = shell.user_ns["In"] if shell is not None else []
+        added = [index for index, cell in enumerate(history) if cell.startswith(INJECTED + "\n")]
+        if added:
+            given = parse_parameters(history[added[-1]])
+            before = [cell for cell in history[: added[-1]] if cell.strip() and not cell.startswith(INJECTED + "\n")]
+            compare({name: value.default for name, value in given.items()}, parse_parameters(before[-1]))
+
+
+def artefact(path, notebook):
+    """Path of something that an earlier notebook leaves on disk.
+
+    Parameters
+    ----------
+    path : str or Path
+        File or folder.
+    notebook : str
+        Stem of the notebook that makes it, e.g. ``"03_attribution_maps"``.
+
+    Returns
+    -------
+    Path
+        `path`, which exists.
+
+    Raises
+    ------
+    FileNotFoundError
+        It does not exist; the message has the command that makes it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist yet. The notebook {notebook} makes it; from the top folder of the repository run: "
+            f"papermill notebooks/{notebook}.ipynb {notebook}_out.ipynb -p results {path.parent}"
+        )
+    return path
+
+
+def read_profiles(root, profile):
+    """Parameters of each notebook in one profile.
+
+    Parameters
+    ----------
+    root : Path
+        The repository.
+    profile : str
+        Name of a profile of ``notebooks/profiles.yml``.
+
+    Returns
+    -------
+    dict of Path to dict
+        Notebook to its parameters, in the order in which they run; `results`, the folder where a notebook leaves
+        what later ones read, is set for each notebook that declares it.
+
+    Raises
+    ------
+    BookError
+        The profile, a notebook or a parameter in it is unknown, or a value is of the wrong kind.
+    """
+    import yaml
+
+    profiles = yaml.safe_load((root / "notebooks" / "profiles.yml").read_text(encoding="utf-8"))
+    if profile not in profiles:
+        raise BookError(
+            f"unknown profile {profile!r}; the profiles in notebooks/profiles.yml are: {', '.join(profiles)}"
+        )
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise BookError(f"there are no notebooks (NN_name.ipynb) in {root / 'notebooks'}")
+    asked = profiles[profile] or {}
+    unknown = sorted(set(asked) - {notebook.stem for notebook in notebooks})
+    if unknown:
+        raise BookError(f"profile {profile!r} in notebooks/profiles.yml names unknown notebooks: {', '.join(unknown)}")
+    plan = {}
+    for notebook in notebooks:
+        plan[notebook] = dict(asked.get(notebook.stem) or {})
+        try:
+            declared = declared_parameters(notebook)
+            compare(plan[notebook], declared)
+        except (ValueError, TypeError) as error:
+            raise BookError(f"profile {profile!r}, notebook {notebook.stem}: {error}") from None
+        if "results" in declared:
+            plan[notebook].setdefault("results", f"book/_build/{profile}/results")
+    return plan
+
+
+def keys(root, plan):
+    """What each notebook's result depends on, as one hash.
+
+    Parameters
+    ----------
+    root : Path
+        The repository.
+    plan : dict of Path to dict
+        As `read_profiles` returns it.
+
+    Returns
+    -------
+    dict of Path to str
+        SHA-256 of the notebook's cells, its parameters, the package's source, ``data/`` and ``requirements.lock``;
+        for a notebook with `results` also of the earlier ones with `results`.
+    """
+    common = hashlib.sha256()
+    files = [*(root / "support").glob("**/*.py"), *(root / "data").glob("**/*"), root / "requirements.lock"]
+    for file in sorted(file for file in files if file.is_file() and "__pycache__" not in file.parts):
+        common.update(file.relative_to(root).as_posix().encode() + b"\0")
+        with open(file, "rb") as stream:
+            common.update(hashlib.file_digest(stream, "sha256").digest())
+    found, earlier = {}, []
+    for notebook, parameters in plan.items():
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        content = [[cell["cell_type"], cell["metadata"], "".join(cell["source"])] for cell in cells]
+        before = earlier if "results" in parameters else []
+        text = json.dumps([common.hexdigest(), content, parameters, before], sort_keys=True)
+        found[notebook] = hashlib.sha256(text.encode()).hexdigest()
+        if "results" in parameters:
+            earlier.append(found[notebook])
+    return found
+
+
+@contextlib.contextmanager
+def _kernel_environment():
+    """Environment variables by which kernels are those of this Python and find this package; restored on exit."""
+    before = dict(os.environ)
+    try:
+        os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")]))
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _execute(notebook, output, parameters, root):
+    """Run one notebook through papermill in the folder `root`; BookError says where it failed."""
+    import papermill
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    partly = f"\nThe partly executed copy: {output}"
+    try:
+        with _kernel_environment():
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(root),
+                progress_bar=sys.stderr.isatty(),
+                extra_arguments=["--log-level=40"],  # the kernel's own errors, not its warnings
+            )
+    except PapermillExecutionError as error:
+        first = error.source.strip().splitlines()
+        shown = "\n".join(f"    {line}" for line in first[:8]) + ("\n    ..." if len(first) > 8 else "")
+        raise BookError(
+            f"{notebook.stem} failed in cell [{error.exec_count}]:\n{shown}\n{error.ename}: {error.evalue}{partly}"
+        ) from None
+    except DeadKernelError:
+        raise BookError(
+            f"{notebook.stem} failed: its Python process died, most often because memory ran out; close other programs "
+            f"or lower the notebook's parameters in notebooks/profiles.yml{partly}"
+        ) from None
+    except (PapermillException, CellControlSignal) as error:
+        raise BookError(f"{notebook.stem} failed: {error}{partly}") from None
+
+
+def run(profile, root=ROOT, force=False):
+    """Run the notebooks of a profile in order, leaving out those that nothing has changed for.
+
+    Parameters
+    ----------
+    profile : str
+        Name of a profile of ``notebooks/profiles.yml``.
+    root : Path
+        The repository; notebooks run in this folder.
+    force : bool
+        Run all of them.
+
+    Returns
+    -------
+    list of str
+        Stems of the notebooks that did run. The executed copies are in ``book/_build/<profile>/notebooks``.
+
+    Raises
+    ------
+    BookError
+        A notebook failed, or the profile is wrong.
+    """
+    plan = read_profiles(root, profile)
+    folder = root / "book" / "_build" / profile
+    results = folder / "results"
+    had_results = results.is_dir()
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    results.mkdir(exist_ok=True)
+    ran = []
+    for number, (notebook, key) in enumerate(keys(root, plan).items(), start=1):
+        output = folder / "notebooks" / notebook.name
+        record = output.with_suffix(".json")
+        label = f"[{number}/{len(plan)}] {notebook.stem}"
+        is_done = output.is_file() and record.is_file() and json.loads(record.read_text())["key"] == key
+        if is_done and not force and (had_results or "results" not in plan[notebook]):
+            print(f"{label}: nothing changed", flush=True)
+            continue
+        print(f"{label} ...", flush=True)
+        start = time.perf_counter()
+        record.unlink(missing_ok=True)
+        _execute(notebook, output, plan[notebook], root)
+        seconds = time.perf_counter() - start
+        record.write_text(json.dumps({"key": key, "seconds": round(seconds, 1)}))
+        print(f"{label}: {seconds:.0f} s", flush=True)
+        ran.append(notebook.stem)
+    for output in (folder / "notebooks").glob("*.ipynb"):
+        if output.name not in {notebook.name for notebook in plan}:
+            output.unlink()
+    return ran
+
+
+def assemble(profile, root=ROOT):
+    """Put the hand-written pages and the executed notebooks together in one folder.
+
+    Parameters
+    ----------
+    profile : str
+        A profile that was run.
+    root : Path
+        The repository.
+
+    Returns
+    -------
+    Path
+        ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there.
+    """
+    source = root / "book" / "_build" / profile / "source"
+    if source.is_dir():
+        shutil.rmtree(source)
+    shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("_build", "__pycache__", ".*"))
+    for notebook in sorted((source.parent / "notebooks").glob("*.ipynb")):
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        for cell in content["cells"]:
+            tags = cell["metadata"].get("tags", [])
+            if "injected-parameters" in tags and "hide-input" not in tags:
+                tags.append("hide-input")
+        (source / notebook.name).write_text(json.dumps(content), encoding="utf-8")
+    return source
+
+
+def build(profile, root=ROOT):
+    """Build the pages from what `assemble` put together; every warning is an error.
+
+    Parameters
+    ----------
+    profile : str
+        A profile that was assembled.
+    root : Path
+        The repository, with ``_config.yml``.
+
+    Returns
+    -------
+    Path
+        The first page, ``book/_build/<profile>/html/index.html``.
+
+    Raises
+    ------
+    BookError
+        jupyter-book had something to warn of; the message has all its warnings.
+    """
+    folder = root / "book" / "_build" / profile
+    work = folder / "sphinx"
+    if work.is_dir():
+        shutil.rmtree(work)
+    program = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "build", str(folder / "source"), "--path-output", str(work)]
+    command += ["--config", str(root / "_config.yml"), "--toc", str(folder / "source" / "_toc.yml")]
+    command += ["-W", "-n", "--keep-going", "-q"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)  # sphinx prints warnings in colour
+    made = work / "_build" / "html"
+    if result.returncode or not (made / "index.html").is_file():
+        lines = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
+        raise BookError("the book has errors:\n" + ("\n".join(lines) or said.strip()))
+    pages = folder / "html"
+    if pages.is_dir():
+        shutil.rmtree(pages)
+    made.rename(pages)
+    shutil.rmtree(work)
+    return pages / "index.html"
+
+
+def main(arguments=None):
+    """Run a profile and build its book; exits with status 1 and one message when something fails."""
+    parser = argparse.ArgumentParser(prog="python -m support.book", description="Run the notebooks and build the book.")
+    parser.add_argument("--profile", default="book", help="a profile of notebooks/profiles.yml (default: book)")
+    parser.add_argument("--force", action="store_true", help="run notebooks for which nothing has changed, too")
+    options = parser.parse_args(arguments)
+    start = time.perf_counter()
+    try:
+        run(options.profile, force=options.force)
+        print("building the pages ...", flush=True)
+        assemble(options.profile)
+        page = build(options.profile)
+    except BookError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; notebooks that had finished will not run again")
+    print(f"The book ({options.profile}) is ready after {time.perf_counter() - start:.0f} s; open it in a browser:")
+    print(f"  {page}\n  {page.as_uri()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from support import book
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = 'method = "saliency"  # saliency or epsilon_lrp\nn_images = 4  # how many\nscale = 0.5  # of the map\n'
+PARAMETERS += "keep = True  # keep channels\n"
+CHECK = "from support import book\nbook.check_parameters()"
+
+
+def write_notebook(path, *code, parameters=PARAMETERS):
+    """A notebook with a parameters cell, the check of it, and cells of code."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [v4.new_markdown_cell(f"# {path.stem}")]
+    cells += [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), v4.new_code_cell(CHECK)]
+    cells += [v4.new_code_cell(source) for source in code]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+def write_profiles(root, text):
+    (root / "notebooks").mkdir(exist_ok=True)
+    (root / "notebooks" / "profiles.yml").write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A small repository with nothing in it but a lock."""
+    (tmp_path / "requirements.lock").write_text("torch==2.13.0\n")
+    (tmp_path / "support").mkdir()
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+# Parameters
+
+
+def test_parse_parameters():
+    parsed = book.parse_parameters(PARAMETERS + "ratio = -1.5  # below zero")
+    assert list(parsed) == ["method", "n_images", "scale", "keep", "ratio"]
+    assert parsed["method"] == book.Parameter("saliency", "saliency or epsilon_lrp")
+    assert parsed["ratio"] == book.Parameter(-1.5, "below zero")
+
+
+@pytest.mark.parametrize("source", ["a = 1 + b", "a = b = 1", "a, b = 1, 2", "print(1)", "a += 1"])
+def test_parameters_are_plain_literals(source):
+    with pytest.raises(ValueError, match="one name and one literal"):
+        book.parse_parameters(source)
+
+
+def test_unknown_name_is_refused_with_the_closest_and_all_known():
+    with pytest.raises(ValueError, match="unknown parameter 'metod'; did you mean 'method'") as refused:
+        book.compare({"n_images": 3, "metod": "x"}, book.parse_parameters(PARAMETERS))
+    for line in ("method = 'saliency'  # saliency or epsilon_lrp", "n_images = 4  # how many", "keep = True"):
+        assert line in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_images", "four"), ("n_images", 4.0), ("n_images", True), ("scale", "1"), ("scale", True), ("keep", 1)]
+    + [("method", 3), ("method", None), ("method", ["saliency"])],
+)
+def test_value_of_another_kind_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"parameter '{name}' must be an? ") as refused:
+        book.compare({name: value}, book.parse_parameters(PARAMETERS))
+    assert "n_images = 4  # how many" in str(refused.value)
+
+
+def test_values_of_the_right_kind_pass():
+    declared = book.parse_parameters(PARAMETERS + "limit = None  # any value\n")
+    right = {"method": "x", "n_images": 7, "scale": 2, "keep": False, "limit": 3.5}
+    assert book.compare(right, declared) is None
+
+
+def test_check_parameters_does_nothing_outside_ipython():
+    assert book.check_parameters() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["-p", "metod", "x"], "ValueError: unknown parameter 'metod'; did you mean 'method'?"),
+        (["-p", "n_images", "four"], "TypeError: parameter 'n_images' must be an int such as 4, not 'four' (str)."),
+        (["-p", "n_images", "5", "-p", "scale", "inf", "-r", "method", "7"], None),
+        ([], None),
+    ],
+)
+def test_papermill_called_directly(tmp_path, arguments, error):
+    write_notebook(tmp_path / "01_one.ipynb", "print(method, n_images, scale)")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "01_one.ipynb", "out.ipynb", *arguments]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter")))
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if error is None:
+        assert result.returncode == 0, result.stderr
+        printed = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text
+        assert printed == ("7 5 inf\n" if arguments else "saliency 4 0.5\n")
+    else:
+        assert result.returncode != 0
+        assert error in result.stderr
+        assert "n_images = 4  # how many" in result.stderr
+
+
+def test_artefact(tmp_path):
+    (tmp_path / "maps.zarr").mkdir()
+    assert book.artefact(str(tmp_path / "maps.zarr"), "03_attribution_maps") == tmp_path / "maps.zarr"
+    with pytest.raises(
+        FileNotFoundError, match="papermill notebooks/03_attribution_maps.ipynb .*-p results"
+    ) as missing:
+        book.artefact(tmp_path / "nothing.zarr", "03_attribution_maps")
+    assert "nothing.zarr" in str(missing.value) and str(tmp_path) in str(missing.value)
+
+
+# Profiles
+
+
+def test_unknown_profile_names_the_known_ones(root):
+    write_profiles(root, "smoke: {}\nbook: {}\n")
+    with pytest.raises(book.BookError, match="unknown profile 'smok'.*smoke, book"):
+        book.read_profiles(root, "smok")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("smoke: {02_two: {n_images: 2}}", "unknown notebooks: 02_two"),
+        ("smoke: {01_one: {n_image: 2}}", "01_one: unknown parameter 'n_image'; did you mean 'n_images'"),
+        ("smoke: {01_one: {n_images: two}}", "01_one: parameter 'n_images' must be an int"),
+    ],
+)
+def test_mistakes_in_a_profile_are_found_before_anything_runs(root, text, said):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "raise SystemExit")
+    write_profiles(root, text)
+    with pytest.raises(book.BookError, match=said):
+        book.run("smoke", root)
+
+
+def test_repository_without_notebooks(root):
+    write_profiles(root, "smoke: {}")
+    with pytest.raises(book.BookError, match="no notebooks"):
+        book.run("smoke", root)
+
+
+def test_command_line_ends_in_one_message():
+    result = subprocess.run(
+        [sys.executable, "-m", "support.book", "--profile", "nonsense"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "unknown profile 'nonsense'" in result.stderr and "smoke" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# What runs again
+
+
+def test_keys_change_with_what_a_notebook_depends_on(root):
+    """One change after the other, and which of the three notebooks it concerns."""
+    first, second, third = (root / "notebooks" / f"0{i}_{name}.ipynb" for i, name in enumerate("abc", start=1))
+    with_results = PARAMETERS + 'results = ""  # folder\n'
+    write_notebook(first, "x = 1", parameters=with_results)
+    write_notebook(second, "x = 2")
+    write_notebook(third, "x = 3", parameters=with_results)
+    write_profiles(root, "smoke: {}")
+
+    def keys():
+        return {path.stem: key for path, key in book.keys(root, book.read_profiles(root, "smoke")).items()}
+
+    def changed():
+        before, keys_now = changed.before, keys()
+        changed.before = keys_now
+        return {stem for stem in keys_now if keys_now[stem] != before[stem]}
+
+    changed.before = keys()
+    everything = {"01_a", "02_b", "03_c"}
+    assert changed() == set()
+    write_profiles(root, "smoke: {02_b: {n_images: 5}}")
+    assert changed() == {"02_b"}
+    (root / "support" / "deep").mkdir()
+    (root / "support" / "deep" / "module.py").write_text("x = 1\n")
+    assert changed() == everything
+    (root / "data" / "table.csv").write_text("a,b\n")
+    assert changed() == everything
+    (root / "requirements.lock").write_text("torch==2.13.1\n")
+    assert changed() == everything
+    write_notebook(second, "x = 22")
+    assert changed() == {"02_b"}
+    write_notebook(first, "x = 11", parameters=with_results)
+    assert changed() == {"01_a", "03_c"}, "the third reads what the first leaves in the folder `results`"
+    content = json.loads(third.read_text())
+    content["cells"][-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["hello"]}]
+    third.write_text(json.dumps(content))
+    assert changed() == set(), "outputs do not count"
+
+
+def test_second_run_runs_nothing_and_a_change_only_what_it_concerns(root, capsys):
+    with_results = PARAMETERS + 'results = ""  # folder\n'
+    leave = "from pathlib import Path\nPath(results, 'left.txt').write_text(str(n_images))"
+    write_notebook(root / "notebooks" / "01_one.ipynb", leave, parameters=with_results)
+    write_notebook(root / "notebooks" / "02_two.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {01_one: {n_images: 3}}")
+    assert book.run("smoke", root) == ["01_one", "02_two"]
+    folder = root / "book" / "_build" / "smoke"
+    assert (folder / "results" / "left.txt").read_text() == "3"
+    assert book.run("smoke", root) == []
+    assert capsys.readouterr().out.count("nothing changed") == 2
+    write_profiles(root, "smoke: {01_one: {n_images: 3}, 02_two: {n_images: 9}}")
+    assert book.run("smoke", root) == ["02_two"]
+    printed = nbformat.read(folder / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs[0].text
+    assert printed == "9\n"
+
+
+def test_failing_notebook(root):
+    """The message has the notebook, the error and the partly executed copy; the earlier notebook need not run again."""
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print('fine')")
+    write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1", "raise KeyError('no such model')", "after = 2")
+    write_profiles(root, "smoke: {}")
+    with pytest.raises(book.BookError) as failed:
+        book.run("smoke", root)
+    copy = root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb"
+    for part in ("02_two failed", "KeyError: 'no such model'", "raise KeyError", str(copy)):
+        assert part in str(failed.value)
+    assert "Traceback" not in str(failed.value) and copy.is_file()
+    write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1")
+    assert book.run("smoke", root) == ["02_two"]
+
+
+# The book itself
+
+
+class Page(HTMLParser):
+    """Pictures, loaded resources, links and anchors of one page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.pictures, self.resources, self.links, self.anchors = [], [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if "id" in attributes:
+            self.anchors.add(attributes["id"])
+        if tag == "img":
+            self.pictures.append((attributes.get("src", ""), attributes.get("alt")))
+        if tag in ("script", "img", "iframe", "source", "video") and attributes.get("src"):
+            self.resources.append(attributes["src"])
+        if tag == "link" and attributes.get("rel") != "canonical" and attributes.get("href"):
+            self.resources.append(attributes["href"])
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """Folder of the smoke book, built from this checkout with warnings as errors."""
+    book.run("smoke")
+    book.assemble("smoke")
+    return book.build("smoke").parent
+
+
+@pytest.fixture(scope="module")
+def pages(smoke):
+    return {path: Page(path) for path in smoke.glob("*.html")}
+
+
+def test_smoke_book_has_every_chapter(pages):
+    names = {path.name for path in pages}
+    assert {"index.html", "intro.html"} <= names
+    assert {path.stem + ".html" for path in (ROOT / "notebooks").glob("*.ipynb")} <= names
+
+
+def test_second_smoke_run_runs_nothing(smoke):
+    assert book.run("smoke") == []
+
+
+def test_every_picture_exists_and_has_alternative_text(pages):
+    count = 0
+    for path, page in pages.items():
+        for source, alternative in page.pictures:
+            assert alternative and not alternative.startswith("_images"), f"{path.name}: {source} has no text"
+            assert source.startswith("data:") or (path.parent / unquote(urlsplit(source).path)).is_file(), source
+            count += 1
+    assert count >= 4
+
+
+def test_pages_load_nothing_from_elsewhere(pages):
+    for path, page in pages.items():
+        for resource in page.resources:
+            address = urlsplit(resource)
+            assert address.scheme in ("", "data") and not address.netloc, f"{path.name} loads {resource}"
+            if not address.scheme:
+                assert (path.parent / unquote(address.path)).is_file(), (
+                    f"{path.name} loads {resource}, which is missing"
+                )
+        text = path.read_text(encoding="utf-8")
+        for host in ("unpkg.com", "jsdelivr", "cdnjs"):
+            assert host not in text, f"{path.name} names {host}"
+
+
+def test_links_within_the_book_lead_somewhere(pages):
+    for path, page in pages.items():
+        for link in page.links:
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
+                continue
+            target = path.parent / unquote(address.path) if address.path else path
+            assert target.is_file(), f"{path.name} links to {link}"
+            if address.fragment and target in pages:
+                assert unquote(address.fragment) in pages[target].anchors, f"{path.name} links to {link}"
+
+
+def test_warnings_are_errors(root):
+    (root / "book").mkdir()
+    (root / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
+    (root / "book" / "references.bib").write_text("")
+    (root / "book" / "intro.md").write_text("# Title\n\nSee {numref}`no-such-figure`.\n")
+    book.assemble("smoke", root)
+    with pytest.raises(book.BookError, match=r"intro\.md.*WARNING.*no-such-figure"):
+        book.build("smoke", root)
+    (root / "book" / "intro.md").write_text("# Title\n\nAll is well: $x^2$.\n")
+    book.assemble("smoke", root)
+    assert "All is well" in (book.build("smoke", root).parent / "intro.html").read_text()
