@@ -396,6 +396,7 @@ def assemble(profile, root=ROOT):
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags and "hide-input" not in tags:
                 tags.append("hide-input")
+                cell["metadata"]["mystnb"] = {"code_prompt_show": "Show the parameters of this run"}
         (source / notebook.name).write_text(json.dumps(content), encoding="utf-8")
     return source
 

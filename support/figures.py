@@ -1,7 +1,9 @@
-"""Pictures that more than one notebook draws. Importing this module sets matplotlib's look for the book."""
+"""Pictures that more than one notebook draws. Importing it sets the look of figures and tables."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import xarray as xr
 from scipy.cluster.hierarchy import dendrogram
 
 plt.rcParams.update(
@@ -15,6 +17,8 @@ plt.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )
+pd.set_option("display.max_colwidth", None)
+xr.set_options(display_expand_data=False)
 METHOD_TITLES = {"saliency": "saliency", "gradient_x_input": "gradient × input", "epsilon_lrp": "ε-LRP"}
 
 
