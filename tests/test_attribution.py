@@ -162,7 +162,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
 def test_provenance_travels_with_the_maps_and_can_be_written(tmp_path):
     maps = attribute([toy("a"), toy("b", seed=1)], probe(), attribution.METHODS)
     assert maps.attrs["probe_source"] == "random" and maps.attrs["epsilon"] == 1e-4 and maps.dtype == np.float32
-    maps.to_dataset().to_zarr(tmp_path / "maps.zarr")
+    maps.to_dataset().to_zarr(tmp_path / "maps.zarr", zarr_format=2)
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "maps.zarr")["map"].load(), maps)
 
 
