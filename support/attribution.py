@@ -60,14 +60,15 @@ def attribute(
     Raises
     ------
     ValueError
-        An unknown method, device or `channels`, two encoders of one name, an operation that ε-LRP has no rule for
-        (encoder and operation are named), or a `batch_size` that is not positive.
+        An unknown method, device or `channels`, images with other axes, two encoders of one name, an operation that
+        ε-LRP has no rule for (encoder and operation are named), or a `batch_size` that is not positive.
     MemoryError
         Not even one image (or not `batch_size` images) fits into memory.
     """
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
-    _check(encoders, methods, channels, batch_size)
+    _check(encoders, methods, images, channels, batch_size)
+    images = images.transpose("image", "y", "x", "channel")
     device = _device(device)
     size = images.sizes["y"], images.sizes["x"]
     colours = ("channel",) if channels == "keep" else ()
@@ -76,8 +77,8 @@ def attribute(
     with tqdm(total=len(encoders) * shape[2], unit="map", disable=not progress, desc=" + ".join(methods)) as bar:
         for m, encoder in enumerate(encoders):
             home = encoder.device
-            encoder.to(device)
             try:
+                encoder.to(device)
                 for block, several in _batches(encoder, images, methods, epsilon, device, batch_size):
                     several = [encoder.restore(one, size).cpu() for one in several]
                     maps[:, m, block] = torch.stack([a if colours else a.mean(-1) for a in several])
@@ -93,7 +94,7 @@ def attribute(
     return result if not isinstance(method, str) else result.sel(attribution=method)
 
 
-def _check(encoders, methods, channels, batch_size):
+def _check(encoders, methods, images, channels, batch_size):
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise ValueError(f"unknown attribution method {unknown}: the methods are {', '.join(METHODS)}")
@@ -103,6 +104,8 @@ def _check(encoders, methods, channels, batch_size):
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names:
         raise ValueError(f"encoders need distinct names; given twice: {twice}" if twice else "no encoder was given")
+    if set(getattr(images, "dims", ())) != {"image", "y", "x", "channel"}:
+        raise ValueError("images must be a DataArray with the axes image, y, x and channel, as probe.load returns it")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -112,10 +115,12 @@ def _device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f'unknown device {name!r}: "auto", "cpu", "cuda", "cuda:1", …') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device {name!r} was asked for, but torch sees no GPU here: use device="auto" or "cpu"')
+        torch.zeros(1, device=device).sum().item()  # "meta" has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = (
+            f'device {name!r} cannot be used here: choose "auto", "cpu", or "cuda" where torch sees a GPU ({error})'
+        )
+        raise ValueError(message) from None
     return device
 
 
@@ -128,7 +133,7 @@ def _batches(encoder, images, methods, epsilon, device, batch_size):
     while start < images.sizes["image"]:
         block = slice(start, min(start + size, images.sizes["image"]))
         try:
-            maps = _maps(encoder, encoder.preprocess(images[block]), methods, epsilon)
+            maps = _maps(encoder, encoder.preprocess(images.isel(image=block)), methods, epsilon)
         except RuntimeError as error:
             text = str(error).lower()
             if "out of memory" not in text and "allocate memory" not in text:

@@ -7,9 +7,12 @@ activations (convolution, batch norm in evaluation mode, addition, average pooli
 gradient. Three operations need a decision:
 
 * **Max-pooling** keeps its ordinary gradient: the winner takes all, as in Ancona et al.'s own program.
-* **A gate times a signal** (squeeze-and-excite; SiLU or hard-swish written out): the gate, the output of a function
-  that saturates on both sides, counts as a constant and the signal takes all (Arras et al. 2017, "Explaining
-  recurrent neural network predictions in sentiment analysis", Section 3). x · sigmoid(x) then has the ratio of SiLU.
+* **A gate times a signal** (squeeze-and-excite; SiLU or hard-swish written out): the gate counts as a constant and the
+  signal takes all (Arras et al. 2017, "Explaining recurrent neural network predictions in sentiment analysis",
+  Section 3). x · sigmoid(x) then has the ratio of SiLU. A gate is the output of a function that saturates on both
+  sides, also after constants, gates or changes of shape were applied to it. Sigmoids, made for gating, come before
+  clipped linear functions, which are activations as well (ReLU6); between two of one kind it is the one that is
+  broadcast over the other.
 * **Any other product of two activations**, matrix products too: each factor takes half (Achtibat et al. 2024,
   "AttnLRP", Section 3.3.2), so that the total is kept; the plain gradient would count it twice.
 
@@ -25,12 +28,18 @@ NONLINEARITIES = (
     "relu relu6 leaky_relu prelu elu selu celu gelu silu mish softplus logsigmoid hardswish hardsigmoid sigmoid "
     "tanh hardtanh clamp clamp_min clamp_max clip erf"
 ).split()
-GATES = {"sigmoid", "hardsigmoid", "relu6", "hardtanh", "clamp", "clip", "erf"}  # saturate on both sides
+GATES = {"sigmoid": 2, "hardsigmoid": 2, "erf": 2, "relu6": 1, "hardtanh": 1, "clamp": 1, "clip": 1}  # saturating
 PRODUCTS = {"mul", "multiply", "rmul", "imul", "matmul", "rmatmul", "bmm", "mm", "einsum"}
-KEEP_GATE = {  # a gate that is reshaped, scaled or shifted by constants is still a gate
-    *"add radd iadd sub rsub mul rmul imul div truediv itruediv".split(),
-    *"view reshape flatten unflatten squeeze unsqueeze expand expand_as permute transpose contiguous".split(),
-    *"repeat getitem broadcast_to".split(),
+KEEP_GATE = {
+    *"add radd iadd sub rsub isub mul multiply rmul imul div divide truediv itruediv neg".split(),
+    *"view view_as reshape flatten unflatten squeeze unsqueeze expand expand_as broadcast_to repeat tile".split(),
+    *"permute transpose movedim contiguous clone to float double half chunk split unbind getitem cat stack".split(),
+    *"interpolate upsample pad".split(),
+}
+IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ipow__", "__imod__", "__ifloordiv__"}
+SAME_VALUES = {  # in-place methods that are linear, or change no value
+    *"copy_ fill_ zero_ requires_grad_ detach_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_ swapdims_ resize_".split(),
+    *"as_strided_ set_ share_memory_ rename_ unflatten_".split(),
 }
 TWO_FACTORS = set(  # linear in one factor as long as the other is a constant
     "Mul Mm Bmm Mv Addmm Baddbmm Linear MkldnnLinear Convolution NativeBatchNorm CudnnBatchNorm MiopenBatchNorm".split()
@@ -94,18 +103,32 @@ def _functions(names):
 _NONLINEAR = _functions(NONLINEARITIES)
 
 
-def _plain_name(function):
-    return getattr(function, "__name__", "").strip("_")
-
-
 def _in_place(function, args, kwargs):
     name = getattr(function, "__name__", "")
-    if name.startswith("__i") or (name.endswith("_") and not name.startswith("__")):
+    if name in IN_PLACE or (name.endswith("_") and not name.startswith("__")):
         return True
     try:
         return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace", False))
     except (TypeError, ValueError):  # built-in functions have no signature, and no such argument
         return False
+
+
+def _activations(*values):
+    """Tensors that depend on the input, among arguments and lists of them."""
+    flat = [v for value in values for v in (value if isinstance(value, list | tuple) else [value])]
+    return [v for v in flat if isinstance(v, torch.Tensor) and v.requires_grad]
+
+
+def _gate(tensor):
+    """0: no gate, 1: output of a clipped linear function, 2: output of a sigmoid."""
+    return getattr(tensor, "gate", 0)
+
+
+def _mark(result, gate):
+    for tensor in result if isinstance(result, list | tuple) else [result]:
+        if isinstance(tensor, torch.Tensor) and (gate or hasattr(tensor, "gate")):
+            tensor.gate = gate
+    return result
 
 
 class Rules(TorchFunctionMode):
@@ -127,37 +150,35 @@ class Rules(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        is_nonlinear = function in _NONLINEAR and isinstance(args[0] if args else None, torch.Tensor)
-        if is_nonlinear and args[0].requires_grad:
-            return self._nonlinearity(function, args, kwargs)
-        name = _plain_name(function)
-        tensors = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
-        if name in PRODUCTS and len(tensors) == 2:
-            return self._product(function, args, kwargs)
-        result = function(*args, **kwargs)
-        if name in KEEP_GATE and tensors and all(hasattr(a, "is_gate") for a in tensors):
-            result.is_gate = True
-        return result
+        name = getattr(function, "__name__", "")
+        involved = _activations(*args, *kwargs.values())
+        if not involved or name in SAME_VALUES or not _in_place(function, args, kwargs):
+            return self._apply(function, args, kwargs)
+        # In place, on a copy that then replaces the values: inside a view, autograd would hide the operation.
+        target = args[0]
+        result = self._apply(function, (_mark(target.clone(), _gate(target)), *args[1:]), kwargs, in_place=True)
+        return _mark(target.copy_(result), _gate(result))
 
-    def _nonlinearity(self, function, args, kwargs):
-        target, in_place = args[0], _in_place(function, args, kwargs)
-        z = target.clone() if in_place else target
-        y = function(z.detach().clone() if in_place else z.detach(), *args[1:], **kwargs)
-        result = Ratio.apply(z, y, self.epsilon)
-        if in_place:
-            result = target.copy_(result)
-        if _NONLINEAR[function] in GATES:
-            result.is_gate = True
-        return result
-
-    def _product(self, function, args, kwargs):
+    def _apply(self, function, args, kwargs, in_place=False):
+        plain_name = _NONLINEAR.get(function)
+        if plain_name and _activations(*args[:1]):
+            z = args[0]
+            y = function(z.detach().clone() if in_place else z.detach(), *args[1:], **kwargs)
+            one_sided = (
+                plain_name in {"clamp", "clip"} and sum(v is not None for v in (*args[1:], *kwargs.values())) < 2
+            )
+            return _mark(Ratio.apply(z, y, self.epsilon), 0 if one_sided else GATES.get(plain_name, 0))
+        name = getattr(function, "__name__", "").strip("_")
+        involved = _activations(*args, *kwargs.values())
+        gate = min(map(_gate, involved), default=0) if name in KEEP_GATE else 0
         places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.requires_grad]
-        gates = [i for i in places if hasattr(args[i], "is_gate")]
-        in_place = _in_place(function, args, kwargs)
-        target, args = args[0], list(args)
-        if in_place:
-            args[0] = target.clone()
+        if name in PRODUCTS and len(places) == 2:
+            return _mark(self._product(function, args, kwargs, places, in_place), gate)
+        if name in {"setitem", "copy"}:  # new values
+            _mark(args[0], 0)
+        return _mark(function(*args, **kwargs), gate)
 
+    def _product(self, function, args, kwargs, places, in_place):
         def product(first, second):
             factors = list(args)
             factors[places[0]], factors[places[1]] = first, second
@@ -166,39 +187,46 @@ class Rules(TorchFunctionMode):
             return function(*factors, **kwargs)
 
         first, second = (args[i] for i in places)
-        if len(gates) == 1:
-            result = product(first.detach(), second) if gates[0] == places[0] else product(first, second.detach())
-        else:
-            result = HalfEach.apply(product, first, second)
-        return target.copy_(result) if in_place else result
+        rank_first, rank_second = ((_gate(a), -a.numel()) for a in (first, second))  # of two alike, the broadcast one
+        if max(_gate(first), _gate(second)) == 0 or rank_first == rank_second:
+            return HalfEach.apply(product, first, second)
+        if rank_first > rank_second:
+            return product(first.detach(), second)
+        return product(first, second.detach())
 
 
 def _operation(node):
     return node.name().rsplit("::", 1)[-1].split("Backward")[0] or node.name()
 
 
-def refuse_operations_without_rule(output):
+def refuse_operations_without_rule(output, inputs):
     """Walk the autograd graph behind `output` and refuse what ε-LRP has no rule for.
 
     Parameters
     ----------
     output : torch.Tensor
         Result of a forward pass inside `Rules`.
+    inputs : torch.Tensor
+        What was passed forward.
 
     Raises
     ------
     ValueError
-        The output does not depend differentiably on the input, or an operation on the way has no rule; it is named.
+        The output does not depend differentiably on the input, an operation on the way has no rule (it is named), or
+        the network has trainable parameters, which would count as activations.
     """
     if output.grad_fn is None:
         raise ValueError("the representation does not depend on the input: its gradient was cut on the way")
-    waiting, seen = [output.grad_fn], set()
+    waiting, nodes = [output.grad_fn], {}
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        operation, parents = _operation(node), [parent for parent, _ in node.next_functions]
+        if node not in nodes:
+            nodes[node] = [parent for parent, _ in node.next_functions]
+            waiting.extend(parent for parent in nodes[node] if parent is not None)
+    if any(_operation(node) == "AccumulateGrad" and node.variable is not inputs for node in nodes):
+        raise ValueError("the network has trainable parameters: freeze them with network.requires_grad_(False)")
+    for node, parents in nodes.items():
+        operation = _operation(node)
         factors = parents[1:] if operation in {"Addmm", "Baddbmm"} else parents  # their first operand is a summand
         trouble = None
         if operation not in LINEAR:
@@ -216,7 +244,6 @@ def refuse_operations_without_rule(output):
                 f"ε-LRP has no rule for {trouble}: take the representation before it, use another method "
                 "(gradient_x_input), or add a rule to support/epsilon_lrp.py"
             )
-        waiting.extend(parent for parent in parents if parent is not None)
 
 
 def modified_gradient(function, inputs, epsilon=1e-4):
@@ -241,12 +268,12 @@ def modified_gradient(function, inputs, epsilon=1e-4):
     Raises
     ------
     ValueError
-        ε is not positive; an operation of the network has no rule, it is named.
+        ε is not positive; an operation of the network has no rule, it is named; the network has trainable parameters.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
     inputs = inputs.detach().requires_grad_()
     with torch.enable_grad(), Rules(epsilon):
         output = function(inputs)
-    refuse_operations_without_rule(output)
+    refuse_operations_without_rule(output, inputs)
     return torch.autograd.grad(output.sum(), inputs)[0]

@@ -17,7 +17,7 @@ ONNX2TORCH_VERSION = "1.5.15"
 
 
 def _needs_torchvision(*_, **__):
-    raise NotImplementedError("NonMaxSuppression and RoiAlign need torchvision: pip install torchvision")
+    raise ImportError("NonMaxSuppression and RoiAlign need torchvision: pip install torchvision")
 
 
 @contextlib.contextmanager
@@ -193,7 +193,7 @@ def load(model, representation, input_shape, channels_last=False):
 
     The conversion is onnx2torch's. That package imports torchvision for two operators, non-maximum suppression and
     RoI align. Where torchvision cannot be imported, a stand-in takes its place in ``sys.modules`` during that import
-    and is removed again; running one of the two operators then raises NotImplementedError.
+    and is removed again; running one of the two operators then raises ImportError.
 
     Parameters
     ----------

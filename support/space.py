@@ -171,4 +171,5 @@ def _cosines(maps, channels):
         points /= np.linalg.norm(points, axis=-1, keepdims=True)
         models = maps.model.values
         coords = {"image": block.image.values, "source": models, "target": models}
-        yield xr.DataArray((points @ points.swapaxes(1, 2)).astype(np.float64), coords, ("image", "source", "target"))
+        values = np.clip(points @ points.swapaxes(1, 2), -1, 1).astype(np.float64)
+        yield xr.DataArray(values, coords, ("image", "source", "target"))

@@ -64,7 +64,8 @@ class Encoder:
     input_size : tuple of int
         (height, width) of its inputs in pixels.
     represent : callable, optional
-        Preprocessed inputs → representation; ``network.represent``, or else the network, when None.
+        Preprocessed inputs → representation; ``network.represent``, or else the network, when None. A function of its
+        own may use parts of `network` only: the constructor cannot freeze what it does not see.
     scale : float, optional
         What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
     mean, std : sequence of three floats, optional
@@ -142,9 +143,10 @@ class Encoder:
         Encoder
             This one.
         """
-        self._device = torch.device(device)
+        device = torch.device(device)
         for module in self._modules():
-            module.to(self._device)
+            module.to(device)
+        self._device = device
         return self
 
     def preprocess(self, images):

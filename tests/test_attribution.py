@@ -186,8 +186,23 @@ def test_wrong_input_says_what_is_known():
         attribute(toy(), images, "saliency", channels="max")
     with pytest.raises(ValueError, match="at least 1"):
         attribute(toy(), images, "saliency", batch_size=0)
-    with pytest.raises(ValueError, match="unknown device"):
-        attribution.attribute(toy(), images, "saliency", device="abacus", progress=False)
+    with pytest.raises(ValueError, match="axes image, y, x and channel"):
+        attribute(toy(), images.rename(image="picture"), "saliency")
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", "mps:9"])
+def test_a_device_that_is_not_here_is_refused_and_the_encoder_stays_where_it_was(device):
+    encoder = toy()
+    with pytest.raises(ValueError, match="cannot be used here"):
+        attribution.attribute(encoder, probe(), "saliency", device=device, progress=False)
+    assert encoder.device.type == "cpu" and all(p.device.type == "cpu" for p in encoder.network.parameters())
+    attribute(encoder, probe(), "saliency")
+
+
+def test_the_order_of_the_axes_of_the_images_does_not_matter():
+    images = probe(n=3, side=12)
+    turned = attribute(toy(), images.transpose("y", "channel", "x", "image"), "saliency", batch_size=2)
+    np.testing.assert_array_equal(turned, attribute(toy(), images, "saliency", batch_size=2))
 
 
 def test_an_operation_without_a_rule_names_encoder_and_operation():

@@ -230,6 +230,102 @@ def test_a_squeeze_and_excite_gate_takes_nothing():
 
 
 @pytest.mark.parametrize(
+    "signal, gate",
+    [
+        (nn.ReLU(), nn.Sigmoid()),
+        (nn.ReLU6(), nn.Sigmoid()),
+        (nn.ReLU6(), nn.Hardsigmoid()),
+        (nn.ReLU6(), nn.ReLU6(True)),
+        (nn.Sigmoid(), nn.Sigmoid()),
+        (nn.Hardswish(True), nn.Hardsigmoid(True)),
+    ],
+)
+def test_a_gate_that_is_broadcast_takes_nothing_whatever_the_signal_went_through(signal, gate):
+    body, squeeze, x = frozen(conv(), signal), frozen(nn.AdaptiveAvgPool2d(1), nn.Conv2d(5, 5, 1), gate), images()
+    constant = squeeze(body(x))
+    expected = modified(lambda x: body(x) * constant, x)
+    torch.testing.assert_close(modified(lambda x: body(x) * squeeze(body(x)), x), expected)
+
+
+def cut(x):
+    return x[:, :2]
+
+
+SAME_NETWORK = {  # written in place, and without; the second is a function of activations a, b, c
+    "add to a gate": (lambda a, b, c: a.sigmoid().add_(b) * c, lambda a, b, c: (a.sigmoid() + b) * c),
+    "scale a gate": (lambda a, b, c: a.sigmoid().mul_(b) * c, lambda a, b, c: (a.sigmoid() * b) * c),
+    "skip into ReLU6": (
+        lambda a, b, c: F.relu6(a).__iadd__(b) * c.sigmoid(),
+        lambda a, b, c: (F.relu6(a) + b) * c.sigmoid(),
+    ),
+    "one-sided clamp": (lambda a, b, c: a * b.clamp(min=0), lambda a, b, c: a * F.relu(b)),
+    "add by keyword": (lambda a, b, c: torch.add(a.sigmoid(), other=b) * c, lambda a, b, c: (a.sigmoid() + b) * c),
+    "gate in pieces": (
+        lambda a, b, c: c * torch.cat(a.sigmoid().chunk(5, 1), 1).clone(),
+        lambda a, b, c: c * a.sigmoid(),
+    ),
+    "gate of gates": (
+        lambda a, b, c: c * (a.sigmoid() * b.sigmoid()),
+        lambda a, b, c: c * (a.sigmoid() * b.sigmoid()).detach(),
+    ),
+    "gate resized": (
+        lambda a, b, c: c * F.interpolate(a.sigmoid(), c.shape[2:]),
+        lambda a, b, c: c * a.sigmoid().detach(),
+    ),
+    "values replaced": (lambda a, b, c: a.sigmoid().copy_(b) * c, lambda a, b, c: b * c),
+}
+
+
+@pytest.mark.parametrize("name", SAME_NETWORK)
+def test_in_place_or_not_a_gate_is_known_by_its_values(name):
+    layers, x = [frozen(conv()) for _ in range(3)], images()
+    found, expected = (modified(lambda x, f=f: f(*(layer(x) for layer in layers)), x) for f in SAME_NETWORK[name])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "hidden, operation",
+    [
+        (lambda x: cut(x).exp_(), "Exp"),
+        (lambda x: cut(x).pow_(2), "Pow"),
+        (lambda x: x.view(-1).abs_(), "Abs"),
+        (lambda x: cut(x).__ipow__(2), "Pow"),
+        (lambda x: cut(x).div_(x[:, 2:4]), "division by an activation"),
+        (lambda x: cut(x).mul_(other=x[:, 2:4]), "Mul of two activations"),
+    ],
+)
+def test_an_operation_without_a_rule_cannot_hide_in_a_view(hidden, operation):
+    def network(x):
+        y = first(x) * 1
+        hidden(y)
+        return y
+
+    first = frozen(conv())
+    with pytest.raises(ValueError, match=operation):
+        modified(network, images())
+
+
+def test_a_rule_reaches_into_a_view():
+    first, x = frozen(conv()), images()
+
+    def in_place(x):
+        y = first(x) * 1
+        cut(y).tanh_()
+        return y
+
+    def apart(x):
+        y = first(x)
+        return torch.cat([torch.tanh(y[:, :2]), y[:, 2:]], 1)
+
+    torch.testing.assert_close(modified(in_place, x), modified(apart, x))
+
+
+def test_trainable_parameters_are_refused():
+    with pytest.raises(ValueError, match="freeze"):
+        modified(nn.Sequential(conv(), nn.ReLU()), images())
+
+
+@pytest.mark.parametrize(
     "product",
     [
         lambda a, b: a * b,

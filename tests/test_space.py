@@ -45,7 +45,14 @@ def test_symmetric_with_ones_on_the_diagonal_and_named_axes():
     assert affinity.dims == ("source", "target")
     np.testing.assert_array_equal(affinity, affinity.T)
     np.testing.assert_array_equal(np.diag(affinity), 1)
-    assert float(abs(affinity).max()) <= 1
+
+
+def test_bounds_hold_for_maps_that_differ_by_their_scale_only():
+    one = some_maps(models=1, side=9)
+    values = np.concatenate([one * scale for scale in (1, 3, 0.1, -7)]).astype(np.float32)
+    affinity = space.affinity(xr.DataArray(values, {"model": list("abcd"), "image": np.arange(7)}, DIMS))
+    assert float(abs(affinity).max()) <= 1 and float(space.distance(affinity).min()) >= 1
+    np.testing.assert_allclose(abs(affinity), 1, atol=1e-6)
 
 
 def test_invariant_to_the_scale_of_any_map_and_to_the_order_of_images():

@@ -93,6 +93,14 @@ def test_centerface_finds_the_astronauts_face_and_none_in_a_coffee_cup():
     assert heat.max() > 0.5 > cup.max()
 
 
+def test_open_nsfw_sees_blue_green_red_of_0_to_255_minus_the_mean():
+    white = encoder("package:open_nsfw").preprocess(
+        np.array([1, 0.5, 0], np.float32) * np.ones((1, 8, 8, 1), np.float32)
+    )
+    assert white.shape == (1, 224, 224, 3)
+    np.testing.assert_allclose(white[0, 100, 100], [0 - 104, 127.5 - 117, 255 - 123], atol=1e-3)
+
+
 def test_open_nsfw_finds_harmless_photographs_harmless():
     pictures, _ = labelled_photographs()
     network = encoder("package:open_nsfw")
