@@ -1,0 +1,392 @@
+"""What transfer really gives: win rates, the analytic hierarchy process, priorities and the best choice of sources."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import linalg, optimize, sparse, stats
+
+DATA = Path(__file__).parents[1] / "data"
+CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
+RANDOM = "random"  # the encoder with random weights: measured like a source, never part of the oracle
+
+
+def win_rates(losses):
+    """How often each source beats each other one, target by target.
+
+    Zamir et al. (2018), Section 3.3: the share of the held-out images on which transfer from one source has a lower
+    loss than transfer from another, clipped to [0.001, 0.999] so that no ratio of two rates is infinite.
+
+    Parameters
+    ----------
+    losses : xarray.DataArray
+        (source, target, image), floating point: loss of every test image after transfer; lower is better.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (target, source, rival): share of images on which `source` beats `rival`, a tie counting one half;
+        0.5 on the diagonal, and a rate and its mirror image add up to 1.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, no source or image, or a loss that is not finite: its source and target are named.
+    """
+    if set(losses.dims) != {"source", "target", "image"} or 0 in losses.shape:
+        raise ValueError(
+            f"losses have the sizes {dict(losses.sizes)}, expected source, target and image, each at least one"
+        )
+    values = losses.transpose("target", "source", "image").values.astype(np.float64)
+    if not np.isfinite(values).all():
+        target, source, _ = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"the losses of {losses.source.values[source]} for {losses.target.values[target]} are not all finite: "
+            "train that transfer again"
+        )
+    rates = np.empty((len(values), values.shape[1], values.shape[1]))
+    for rate, value in zip(rates, values, strict=True):
+        rate[:] = (np.sign(value[None] - value[:, None]).mean(axis=-1) + 1) / 2
+    return xr.DataArray(
+        rates.clip(*CLIP),
+        dims=("target", "source", "rival"),
+        coords={"target": losses.target.values, "source": losses.source.values, "rival": losses.source.values},
+        name="win_rate",
+        attrs={"units": "1", "long_name": "share of test images on which source beats rival"},
+    )
+
+
+def ahp(win_rates):
+    """Transferability of each source to each target, by the analytic hierarchy process.
+
+    Zamir et al. (2018), Section 3.3, after Saaty (1987): win rates W become ratios W / Wᵀ, whose principal right
+    eigenvector, normalised to sum 1, holds the transferabilities.
+
+    Parameters
+    ----------
+    win_rates : xarray.DataArray
+        (target, source, rival), in (0, 1), as the function of that name gives them.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target), in (0, 1), sum 1 for every target; higher is better.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, sources that are not the rivals, or a rate that is not inside (0, 1).
+    """
+    if set(win_rates.dims) != {"target", "source", "rival"}:
+        raise ValueError(f"win rates have the dimensions {win_rates.dims}, expected target, source and rival")
+    win_rates = win_rates.transpose("target", "source", "rival")
+    if win_rates.source.values.tolist() != win_rates.rival.values.tolist():
+        raise ValueError("sources and rivals of the win rates are not the same, in the same order")
+    rates = win_rates.values.astype(np.float64)
+    if not ((rates > 0) & (rates < 1)).all():
+        raise ValueError(f"win rates must lie inside (0, 1); clip them to {CLIP}")
+    scores = np.array([_principal(rate / rate.T) for rate in rates]).reshape(rates.shape[:2])
+    return _scores(scores.T, win_rates.source.values, win_rates.target.values)
+
+
+def _principal(ratios):
+    values, vectors = linalg.eig(ratios)
+    vector = np.abs(vectors[:, np.argmax(values.real)].real)
+    return vector / vector.sum()
+
+
+def _scores(values, sources, targets):
+    return xr.DataArray(
+        values,
+        dims=("source", "target"),
+        coords={"source": list(sources), "target": list(targets)},
+        name="transferability",
+        attrs={"units": "1", "long_name": "transferability, higher is better"},
+    )
+
+
+def transferability(losses):
+    """The oracle of measured transfers: win rates and hierarchy process over all sources but the target's own.
+
+    Parameters
+    ----------
+    losses : xarray.DataArray
+        (source, target, image), as for `win_rates`. The random encoder is left out, where there is one.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target): sum 1 for every target, NaN where the source is the target itself; higher is better.
+
+    Raises
+    ------
+    ValueError
+        As for `win_rates`.
+    """
+    sources = [name for name in losses.source.values.tolist() if name != RANDOM]
+    columns = [
+        ahp(win_rates(losses.sel(source=[name for name in sources if name != target], target=[target])))
+        for target in losses.target.values.tolist()
+    ]
+    return xr.concat(columns, "target", join="outer").reindex(source=sources).transpose("source", "target")
+
+
+def priority(truth):
+    """Place of each source in a target's order: 1 for the best one to transfer from.
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target), higher is better; NaN where a source is not to be ranked, such as the target itself.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target): 1, 2, …, number of ranked sources; equal scores share the mean of their places; NaN
+        where `truth` is NaN.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions.
+    """
+    truth = _as_matrix(truth)
+    places = stats.rankdata(-truth.values.astype(np.float64), axis=0, nan_policy="omit")
+    return xr.DataArray(
+        places,
+        dims=truth.dims,
+        coords=truth.coords,
+        name="priority",
+        attrs={"units": "1", "long_name": "priority, 1 is best"},
+    )
+
+
+def agreement(first, second):
+    """Spearman rank correlation of two oracles, target by target.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (source, target). Targets that both have are compared over the sources that both rank, whatever their order.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (target), in [−1, 1]; NaN for a target with fewer than two sources in common, or whose scores are all
+        equal in one of the oracles.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, or no target in common.
+    """
+    first, second = xr.align(_as_matrix(first), _as_matrix(second), join="inner")
+    if not first.sizes["target"]:
+        raise ValueError("the two oracles have no target in common")
+    values = []
+    for target in first.target.values:
+        one, other = first.sel(target=target).values, second.sel(target=target).values
+        ranked = np.isfinite(one) & np.isfinite(other)
+        is_defined = ranked.sum() > 1 and np.ptp(one[ranked]) > 0 and np.ptp(other[ranked]) > 0
+        values.append(stats.spearmanr(one[ranked], other[ranked]).statistic if is_defined else np.nan)
+    return xr.DataArray(
+        values,
+        dims="target",
+        coords={"target": first.target.values},
+        name="agreement",
+        attrs={"units": "1", "long_name": "Spearman rank correlation"},
+    )
+
+
+def select_sources(affinity, budget):
+    """Which tasks to label, and which of them each target is transferred from: the first-order integer program.
+
+    Zamir et al. (2018), Section 3.4, with every target of equal weight and every source of cost one: at most `budget`
+    tasks are trained from full supervision; a target among them keeps its own network, and every other target gets one
+    of them as its source, so that the total affinity is as large as possible.
+
+    Parameters
+    ----------
+    affinity : xarray.DataArray
+        (source, target), higher is better. NaN where a source cannot serve; NaN where source and target are the same
+        task stands for the best affinity of that target, as full supervision is taken to be no worse than transfer.
+    budget : int
+        Largest number of tasks trained from full supervision, at least 1.
+
+    Returns
+    -------
+    xarray.DataArray
+        (target) of strings, the source of each target; attrs: ``chosen`` (list of str, the tasks to be labelled),
+        ``total`` (float, the affinity reached).
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, a budget below 1, a target that no source can serve, or a budget too small to serve all
+        targets.
+    """
+    affinity = _as_matrix(affinity)
+    if budget < 1:
+        raise ValueError(f"budget is {budget}, expected at least one task to be labelled")
+    sources, targets = affinity.source.values.tolist(), affinity.target.values.tolist()
+    values = affinity.values.astype(np.float64).copy()
+    for column, target in enumerate(targets):
+        if not np.isfinite(values[:, column]).any():
+            raise ValueError(f"no source has an affinity to {target}: leave that target out")
+        if target in sources and not np.isfinite(values[sources.index(target), column]):
+            values[sources.index(target), column] = np.nanmax(values[:, column])
+    usable = np.isfinite(values)
+    n_sources, n_targets = values.shape
+    assign = sparse.eye_array(n_sources * n_targets)  # one 0-1 variable per (source, target), after one per source
+    label = sparse.kron(sparse.eye_array(n_sources), np.ones((n_targets, 1)))
+    own = [(sources.index(target), column) for column, target in enumerate(targets) if target in sources]
+    own_label = sparse.csr_array(np.array([[row == source for row in range(n_sources)] for source, _ in own], float))
+    constraints = [
+        optimize.LinearConstraint(  # a source that is used is labelled
+            sparse.hstack([-label, assign]), ub=0
+        ),
+        optimize.LinearConstraint(  # one source for each target
+            sparse.hstack(
+                [
+                    sparse.csr_array((n_targets, n_sources)),
+                    sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets)),
+                ]
+            ),
+            lb=1,
+            ub=1,
+        ),
+        optimize.LinearConstraint(np.r_[np.ones(n_sources), np.zeros(n_sources * n_targets)], ub=budget),
+    ]
+    if own:  # a labelled target keeps its own network
+        own_assign = assign.tocsr()[[source * n_targets + column for source, column in own]]
+        constraints.append(optimize.LinearConstraint(sparse.hstack([own_label, -own_assign]), lb=0, ub=0))
+    result = optimize.milp(
+        -np.r_[np.zeros(n_sources), np.where(usable, values, 0).ravel()],
+        constraints=constraints,
+        integrality=1,
+        bounds=optimize.Bounds(0, np.r_[np.ones(n_sources), usable.ravel().astype(float)]),
+        options={"mip_rel_gap": 0},
+    )
+    if result.x is None:
+        raise ValueError(f"{budget} labelled tasks cannot serve all targets ({result.message}): raise the budget")
+    served = result.x[n_sources:].reshape(values.shape).argmax(axis=0)
+    return xr.DataArray(
+        [sources[row] for row in served],
+        dims="target",
+        coords={"target": targets},
+        name="source",
+        attrs={
+            "chosen": [name for name, used in zip(sources, result.x[:n_sources] > 0.5, strict=True) if used],
+            "total": float(values[served, np.arange(n_targets)].sum()),
+        },
+    )
+
+
+def _as_matrix(matrix):
+    if set(matrix.dims) != {"source", "target"}:
+        raise ValueError(f"the array has the dimensions {matrix.dims}, expected source and target")
+    return matrix.transpose("source", "target")
+
+
+def losses(seed, folder=DATA / "bank"):
+    """Every measured loss of one task bank.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the bank.
+    folder : str or Path, optional
+        Where the bank is.
+
+    Returns
+    -------
+    xarray.Dataset
+        float32; ``loss`` (source, target, image): test loss after transfer; ``loss_double`` (source, target_double,
+        image): the same with twice the training steps, for some targets; ``loss_own`` (task, image): loss of the task's
+        own encoder and decoder; ``loss_constant`` (task, image): loss of the best constant prediction. Sources and
+        tasks stand in the order of the Taskonomy table, the random encoder last; images bear their number in the bank.
+
+    Raises
+    ------
+    FileNotFoundError
+        That bank has not been made; the message gives the command.
+    """
+    path = Path(folder) / f"losses_seed{seed}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: python -m support.bank all --seed {seed}")
+    with np.load(path) as file:
+        values = {name: file[name] for name in file.files}
+    dims = {
+        "loss": ("source", "target", "image"),
+        "loss_double": ("source", "target_double", "image"),
+        "loss_own": ("task", "image"),
+        "loss_constant": ("task", "image"),
+    }
+    data = xr.Dataset(
+        {name: (axes, values.pop(name).astype(np.float32)) for name, axes in dims.items()},
+        coords=values,
+        attrs={"seed": seed, "units": "1"},
+    )
+    order = {name: place for place, name in enumerate(_published()[1])}
+    by_table = {
+        axis: sorted(data[axis].values.tolist(), key=lambda name: order.get(name, len(order)))
+        for axis in ("source", "target", "target_double", "task")
+    }
+    return data.sel(by_table)
+
+
+def load(name, seed=None, folder=DATA / "bank"):
+    """An oracle by name.
+
+    Parameters
+    ----------
+    name : {"taskonomy", "bank"}
+        The published rankings of Taskonomy (Zamir et al., 2018; transfers with 16,000 images), or the transfers
+        measured on this project's own task bank.
+    seed : int, optional
+        Of ``"bank"``: which bank; when None, the test images of all banks there are count together.
+    folder : str or Path, optional
+        Of ``"bank"``: where the bank is.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target), higher is better, NaN where the source is the target itself. ``"taskonomy"``: 20 × 18,
+        the number of other sources that the source was ranked above, from 18 down to 0. ``"bank"``: the result of
+        `transferability`.
+
+    Raises
+    ------
+    ValueError
+        No such oracle, or a seed given for ``"taskonomy"``.
+    FileNotFoundError
+        That bank has not been made; the message gives the command.
+    """
+    if name == "taskonomy":
+        if seed is not None:
+            raise ValueError("the published rankings of Taskonomy have no seed: leave it out")
+        return _published()[0]
+    if name != "bank":
+        raise ValueError(f"unknown oracle {name!r}; known: 'bank', 'taskonomy'")
+    found = [path.stem.removeprefix("losses_seed") for path in Path(folder).glob("losses_seed*.npz")]
+    seeds = sorted(int(text) for text in found if text.isdecimal()) if seed is None else [seed]
+    if not seeds:
+        raise FileNotFoundError(f"there is no bank in {folder}: python -m support.bank all")
+    banks = [losses(number, folder)["loss"].drop_vars("image") for number in seeds]
+    truth = transferability(xr.concat(banks, "image", join="exact"))
+    truth.attrs.update(oracle="bank", seeds=seeds)
+    return truth
+
+
+def _published():
+    """The published rankings as scores (source, target), and the names of all sources in order."""
+    table = pd.read_csv(DATA / "taskonomy" / "source_rankings.csv", index_col="target")
+    targets = table.index.tolist()
+    sources = targets + sorted(set(table.values.ravel()) - set(targets))
+    scores = pd.DataFrame(np.nan, index=sources, columns=targets)
+    for target, ranking in table.iterrows():
+        scores.loc[ranking.values, target] = np.arange(len(ranking))[::-1].astype(float)
+    truth = _scores(scores.values, sources, targets)
+    truth.attrs.update(oracle="taskonomy", long_name="sources ranked below, higher is better")
+    return truth, sources

@@ -1,0 +1,370 @@
+"""How good a ranking of sources is: precision, recall, rank correlation, the yardsticks and their intervals."""
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from support import oracle
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def precision_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
+    """Share of relevant sources among the k best that a score proposes: P@K of Song et al. (2019), Section 4.2.
+
+    Every target of `truth` is a query. Candidates are the sources that both arrays have, without the target's own
+    model; relevant are the `n_relevant` candidates that `truth` puts first. Tied candidates stand in alphabetical
+    order, so that nothing depends on the order in which sources are listed.
+
+    Parameters
+    ----------
+    affinity : xarray.DataArray
+        (source, target), higher is better: the score that is judged. It may have other sources and targets besides.
+    truth : xarray.DataArray
+        (source, target), higher is better: what transfer really gives. It may have other sources besides.
+    k : int, default 3
+        How many sources are proposed, from 1 to the number of candidates.
+    n_relevant : int, default 5
+        How many sources are relevant, from 1 to the number of candidates.
+    mean : bool, default True
+        Average over the targets.
+
+    Returns
+    -------
+    float or xarray.DataArray
+        In [0, 1]; with ``mean=False`` float64 (target).
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, a name that occurs twice, a target that `affinity` lacks, no source in common, a score of a
+        candidate that is not finite (source and target are named), or k or n_relevant out of range.
+    """
+    return _averaged(_hits(affinity, truth, k, n_relevant) / k, f"precision at {k}", mean)
+
+
+def recall_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
+    """Share of the relevant sources that are among the k best that a score proposes: R@K, as `precision_at_k`.
+
+    Parameters
+    ----------
+    affinity, truth, k, n_relevant, mean
+        As for `precision_at_k`.
+
+    Returns
+    -------
+    float or xarray.DataArray
+        In [0, 1]; with ``mean=False`` float64 (target). It is k / n_relevant times the precision.
+
+    Raises
+    ------
+    ValueError
+        As for `precision_at_k`.
+    """
+    return _averaged(_hits(affinity, truth, k, n_relevant) / n_relevant, f"recall at {k}", mean)
+
+
+def spearman(affinity, truth, mean=True):
+    """Spearman rank correlation of a score with the truth, over the candidates of each target.
+
+    Parameters
+    ----------
+    affinity, truth, mean
+        As for `precision_at_k`.
+
+    Returns
+    -------
+    float or xarray.DataArray
+        In [−1, 1]; with ``mean=False`` float64 (target).
+
+    Raises
+    ------
+    ValueError
+        As for `precision_at_k`, or a target whose candidates all have the same score, or of which there is only one.
+    """
+    scores, wanted, usable = _candidates(affinity, truth)
+    values = []
+    for column, target in enumerate(wanted.target.values):
+        one, other = (matrix.values[usable[:, column], column] for matrix in (scores, wanted))
+        if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+            raise ValueError(
+                f"the candidates for {target} have all the same score, so that none is first: leave it out"
+            )
+        values.append(stats.spearmanr(one, other).statistic)
+    return _averaged(xr.DataArray(values, wanted.target.coords), "Spearman rank correlation", mean)
+
+
+def chance(n_sources, n_relevant):
+    """Expected precision of a ranking at random.
+
+    The number of relevant sources among k drawn without replacement is hypergeometric with the mean
+    k · n_relevant / n_sources, so that the expected P@K is n_relevant / n_sources, whatever k is. The expected R@K is
+    k / n_sources.
+
+    Parameters
+    ----------
+    n_sources : int
+        Number of candidates of a target, its own model not counted: 19 in the published Taskonomy evaluation.
+    n_relevant : int
+        How many of them are relevant.
+
+    Returns
+    -------
+    float
+        In (0, 1].
+
+    Raises
+    ------
+    ValueError
+        `n_relevant` is not in 1 … `n_sources`.
+    """
+    if not 1 <= n_relevant <= n_sources:
+        raise ValueError(f"n_relevant is {n_relevant}, expected 1 to {n_sources}, the number of sources")
+    return n_relevant / n_sources
+
+
+def popularity(truth):
+    """Score of a source for a target that knows nothing about the target: how well the source serves the others.
+
+    The mean over the other targets of 1 / (1 + priority), the reciprocal of the source's rank in a list that the
+    target's own model heads. Top-heavy, as P@K is. A ranking that does not beat this one has learnt nothing about the
+    target. On the published Taskonomy rankings its P@1, P@3 and P@5 are 0.61, 0.54 and 0.54. (They are 0.56, 0.48 and
+    0.51 if a target's own model stays among the candidates, where it can only take up a place.)
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target), higher is better; only the own model of a target may be NaN, and it is not counted.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target), in (0, 0.5], NaN where the source is the target itself; higher is better. The column
+        of a target does not depend on that column of `truth`.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, a name that occurs twice, a score that is not finite, or a source that no other target ranks.
+    """
+    truth, _, own_left_out = _candidates(truth, truth, "truth")
+    gains = 1 / (1 + oracle.priority(truth.where(own_left_out)).values)
+    sums, counts = np.nansum(gains, axis=1, keepdims=True), np.isfinite(gains).sum(axis=1, keepdims=True)
+    others = counts - own_left_out
+    for source, target in np.argwhere((others == 0) & own_left_out)[:1]:
+        raise ValueError(
+            f"no target but {truth.target.values[target]} ranks {truth.source.values[source]}: "
+            "popularity needs at least three targets"
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return truth.copy(data=(sums - gains) / others).rename("popularity").assign_attrs(long_name="popularity")
+
+
+def symmetrised(truth):
+    """Mean of the scores of both directions of transfer: what a symmetric score can be hoped to reach.
+
+    Attribution distance and the similarities of representations are symmetric, transfer is not. Ranking by this matrix
+    shows how much of the loss of a symmetric score is owed to its symmetry. It is a reference and no strict bound:
+    another symmetric matrix may do better for one k.
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target), higher is better, the scores of all targets on one scale.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source, target), sources in alphabetical order: mean of the two directions, the one there is where a
+        task is not both source and target, and NaN where the source is the target itself.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, a name that occurs twice, or a score that is not finite outside the own models.
+    """
+    truth, _, own_left_out = _candidates(truth, truth, "truth")
+    truth = truth.where(own_left_out)
+    back = truth.rename(source="target", target="source").reindex_like(truth).transpose("source", "target")
+    mean = np.where(np.isfinite(back), (truth + back) / 2, truth)
+    return truth.copy(data=mean).rename("symmetrised").assign_attrs(long_name="mean of both directions of transfer")
+
+
+def correlation_priority_curve(correlation, truth, mean=True):
+    """How correlated representations are, against the priority of the source for the target.
+
+    The correlation-priority curve of Song et al. (2019), Section 4.2: every target orders its sources, and the
+    correlations of the sources that stand in the same place are averaged over the targets. A curve that falls says that
+    more correlated sources have a higher priority.
+
+    Parameters
+    ----------
+    correlation : xarray.DataArray
+        (source, target): similarity of representations, such as `similarity.matrix` gives.
+    truth : xarray.DataArray
+        (source, target), higher is better: the order of the sources, measured transfers or the affinity of attribution
+        maps. Ties stand in alphabetical order.
+    mean : bool, default True
+        Average over the targets.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (priority), or (priority, target) with ``mean=False``; priority is 1, 2, … up to the smallest number of
+        candidates of a target.
+
+    Raises
+    ------
+    ValueError
+        As for `precision_at_k`.
+    """
+    values, order, usable = _candidates(correlation, truth, "correlation")
+    places = _order(order, usable)[: usable.sum(axis=0).min()]
+    curve = xr.DataArray(
+        np.take_along_axis(values.values, places, axis=0),
+        {"priority": np.arange(1, len(places) + 1), "target": order.target.values},
+        ("priority", "target"),
+        name="correlation",
+        attrs={"long_name": "correlation of representations", "units": "1"},
+    )
+    return curve.mean("target", keep_attrs=True) if mean else curve
+
+
+def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
+    """Mean of one score per target, and its percentile bootstrap interval.
+
+    Targets are drawn with replacement. Where there are further dimensions, such as the seeds of several banks, each is
+    drawn on its own and the draws are crossed, as the same targets occur in every bank (the pigeonhole bootstrap of
+    Owen 2007).
+
+    Parameters
+    ----------
+    values : xarray.DataArray
+        (target) or (target, …), such as `precision_at_k(..., mean=False)`.
+    level : float, default 0.95
+        Coverage of the interval, inside (0, 1).
+    n_resamples : int, default 10,000
+        Number of draws.
+    seed : int, default 0
+        Of the draws.
+
+    Returns
+    -------
+    Interval
+        mean, low, high: the mean of all values and the interval's two bounds.
+
+    Raises
+    ------
+    ValueError
+        No values, no dimension, a value that is not finite, or a level outside (0, 1).
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not data.ndim or not data.size or not np.isfinite(data).all():
+        raise ValueError("bootstrap needs at least one value per target, all of them finite")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, expected a share inside (0, 1), such as 0.95")
+    rng = np.random.default_rng(seed)
+    means = np.broadcast_to(data, (n_resamples, *data.shape))
+    for length in data.shape:
+        shares = rng.multinomial(length, np.full(length, 1 / length), size=n_resamples) / length
+        means = np.einsum("rd,rd...->r...", shares, means)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def paired_bootstrap(first, second, level=0.95, n_resamples=10_000, seed=0):
+    """Mean difference of two methods on the same targets, and its bootstrap interval.
+
+    Every draw takes the same targets for both methods, so that what makes a target hard for both cancels.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (target) or (target, …), the same names on both, in any order.
+    level, n_resamples, seed
+        As for `bootstrap`.
+
+    Returns
+    -------
+    Interval
+        mean, low, high of first − second: first is better where low is above 0.
+
+    Raises
+    ------
+    ValueError
+        The two do not have the same dimensions and names, or as for `bootstrap`.
+    """
+    if set(first.dims) != set(second.dims) or any(
+        set(first[name].values.tolist()) != set(second[name].values.tolist()) for name in first.dims
+    ):
+        raise ValueError(
+            f"the two methods are not measured on the same targets, {dict(first.sizes)} and {dict(second.sizes)}: "
+            "select what both have"
+        )
+    second = second.sel({name: first[name].values for name in first.dims}).transpose(*first.dims)
+    return bootstrap(first.values - second.values, level, n_resamples, seed)
+
+
+def _candidates(affinity, truth, first="affinity"):
+    """Scores and truth, (source, target) with sources in alphabetical order, and the mask of what is to be ranked."""
+    given = ((first, affinity), ("truth", truth))
+    for what, matrix in given:
+        if set(matrix.dims) != {"source", "target"}:
+            raise ValueError(f"{what} has the dimensions {matrix.dims}, expected source and target")
+        for axis in ("source", "target"):
+            names = matrix[axis].values.tolist()
+            twice = sorted({str(name) for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} has the {axis} {', '.join(twice)} more than once")
+    targets = truth.target.values.tolist()
+    missing = sorted(set(targets) - set(affinity.target.values.tolist()))
+    if missing or not targets:
+        raise ValueError(
+            f"{first} lacks the targets {', '.join(map(str, missing))}: score them too, or leave them out of truth"
+            if missing
+            else "truth has no target"
+        )
+    sources = sorted(set(affinity.source.values.tolist()) & set(truth.source.values.tolist()))
+    usable = np.array([[source != target for target in targets] for source in sources], bool)
+    if not len(sources) or not usable.any(axis=0).all():
+        raise ValueError(f"{first} and truth have no source in common that is not the target itself")
+    aligned = []
+    for what, matrix in given:
+        matrix = matrix.sel(source=sources, target=targets).transpose("source", "target").astype(np.float64)
+        for source, target in np.argwhere(usable & ~np.isfinite(matrix.values))[:1]:
+            raise ValueError(
+                f"{what} of source {sources[source]} for target {targets[target]} is {matrix.values[source, target]}: "
+                "only a target's own model may be without a score"
+            )
+        aligned.append(matrix)
+    return *aligned, usable
+
+
+def _order(matrix, usable):
+    """Rows of each column from best to worst, what is not usable last."""
+    return np.argsort(np.where(usable, -matrix.values, np.inf), axis=0, kind="stable")
+
+
+def _hits(affinity, truth, k, n_relevant):
+    affinity, truth, usable = _candidates(affinity, truth)
+    n_candidates = int(usable.sum(axis=0).min())
+    chosen = {}
+    for what, matrix, number in (("k", affinity, k), ("n_relevant", truth, n_relevant)):
+        if not 1 <= number <= n_candidates:
+            raise ValueError(f"{what} is {number}, expected 1 to {n_candidates}, the number of candidates of a target")
+        chosen[what] = np.zeros(matrix.shape, bool)
+        np.put_along_axis(chosen[what], _order(matrix, usable)[:number], True, axis=0)
+    return xr.DataArray((chosen["k"] & chosen["n_relevant"]).sum(axis=0), truth.target.coords)
+
+
+def _averaged(values, long_name, mean):
+    values = values.rename(long_name.replace(" ", "_").lower()).assign_attrs(long_name=long_name, units="1")
+    return float(values.mean()) if mean else values

@@ -1,0 +1,317 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import hypergeom
+
+from support import oracle, ranking
+
+
+def scores(values, sources=None, targets=None):
+    values = np.asarray(values, dtype=np.float64)
+    sources = sources or [f"s{i}" for i in range(values.shape[0])]
+    targets = targets or sources[: values.shape[1]]
+    return xr.DataArray(values, {"source": sources, "target": targets}, ("source", "target"))
+
+
+def at_random(n_sources=9, n_targets=7, seed=0):
+    return scores(np.random.default_rng(seed).normal(size=(n_sources, n_targets)))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return oracle.load("taskonomy")
+
+
+# Worked by hand. Rows are sources a b c d, columns targets a b c d; 9 on the diagonal must count for nothing.
+TRUTH = scores(
+    [[9, 3, 3, 1], [3, 9, 2, 2], [2, 2, 9, 3], [1, 1, 1, 9]],
+    list("abcd"),
+)  # relevant, two each: a: b c, b: a c, c: a b, d: c b
+AFFINITY = scores(
+    [[9, 0.1, 0.2, 0.9], [0.5, 9, 0.3, 0.1], [0.1, 0.7, 9, 0.2], [0.2, 0.8, 0.1, 9]],
+    list("abcd"),
+)  # order: a: b d c, b: d c a, c: b a d, d: a c b
+
+
+@pytest.mark.parametrize(
+    "k, precision, recall",
+    [
+        (1, [1, 0, 1, 0], [1 / 2, 0, 1 / 2, 0]),
+        (2, [1 / 2] * 2 + [1, 1 / 2], [1 / 2] * 2 + [1, 1 / 2]),
+        (3, [2 / 3] * 4, [1] * 4),
+    ],
+)
+def test_the_example_worked_by_hand(k, precision, recall):
+    found = ranking.precision_at_k(AFFINITY, TRUTH, k, 2, mean=False)
+    assert found.target.values.tolist() == list("abcd")
+    np.testing.assert_array_equal(found, precision)
+    np.testing.assert_array_equal(ranking.recall_at_k(AFFINITY, TRUTH, k, 2, mean=False), recall)
+    assert ranking.precision_at_k(AFFINITY, TRUTH, k, 2) == np.mean(precision)
+    assert ranking.recall_at_k(AFFINITY, TRUTH, k, 2) == np.mean(recall)
+
+
+def test_spearman_of_the_example():
+    # places a: 1 3 2 against 1 2 3; b (a c d): 3 2 1 against 1 2 3; c (a b d): 2 1 3, 1 2 3; d (a b c): 1 3 2, 3 2 1
+    np.testing.assert_allclose(ranking.spearman(AFFINITY, TRUTH, mean=False), [0.5, -1, 0.5, -0.5])
+    assert ranking.spearman(AFFINITY, TRUTH) == pytest.approx(-0.125)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_second_implementation_agrees(seed):
+    rng = np.random.default_rng(seed)
+    affinity, truth = scores(rng.integers(0, 5, (9, 9))), scores(rng.integers(0, 30, (9, 7)))
+    for k, n_relevant in product((1, 3, 8), (1, 5, 8)):
+        hits = []
+        for target in truth.target.values:
+            names = sorted(set(truth.source.values.tolist()) - {target})
+            best = [
+                sorted(names, key=lambda name: (-float(m.sel(source=name, target=target)), name))  # noqa: B023
+                for m in (affinity, truth)
+            ]
+            hits.append(len(set(best[0][:k]) & set(best[1][:n_relevant])))
+        assert ranking.precision_at_k(affinity, truth, k, n_relevant) == pytest.approx(np.mean(hits) / k, abs=1e-15)
+        assert ranking.recall_at_k(affinity, truth, k, n_relevant) == pytest.approx(
+            np.mean(hits) / n_relevant, abs=1e-15
+        )
+
+
+def test_the_oracle_against_itself(published):
+    for k in range(1, 20):
+        assert ranking.precision_at_k(published, published, k) == pytest.approx(min(1, 5 / k))
+        assert ranking.recall_at_k(published, published, k) == pytest.approx(min(1, k / 5))
+    assert ranking.spearman(published, published) == pytest.approx(1)
+    assert ranking.precision_at_k(-published, published, 5) == 0
+    assert ranking.spearman(-published, published) == pytest.approx(-1)
+
+
+def test_random_scores_are_at_chance(published):
+    rng = np.random.default_rng(0)
+    draws = [published.copy(data=rng.normal(size=published.shape)) for _ in range(80)]
+    for k in (1, 3, 5):
+        found = np.mean([ranking.precision_at_k(draw, published, k) for draw in draws])
+        assert found == pytest.approx(ranking.chance(19, 5), abs=0.03)
+    assert np.mean([ranking.recall_at_k(draw, published, 3) for draw in draws]) == pytest.approx(3 / 19, abs=0.03)
+    assert np.mean([ranking.spearman(draw, published) for draw in draws]) == pytest.approx(0, abs=0.03)
+
+
+def test_chance_is_the_hypergeometric_mean():
+    for k in range(1, 20):
+        assert ranking.chance(19, 5) == pytest.approx(sum(i * hypergeom.pmf(i, 19, 5, k) for i in range(6)) / k)
+    for n_relevant in (0, 20):
+        with pytest.raises(ValueError, match="expected 1 to 19"):
+            ranking.chance(19, n_relevant)
+
+
+def every_score(affinity, truth):
+    return [
+        *(ranking.precision_at_k(affinity, truth, k, 3) for k in (1, 2, 3)),
+        ranking.recall_at_k(affinity, truth, 3, 3),
+        ranking.spearman(affinity, truth),
+        *ranking.correlation_priority_curve(affinity, truth).values,
+    ]
+
+
+def test_only_the_order_counts():
+    affinity, truth = at_random(seed=0), at_random(seed=1)
+    monotone = np.exp(affinity) * xr.DataArray(np.arange(1, 8), dims="target") - 3
+    np.testing.assert_allclose(every_score(monotone, truth)[:5], every_score(affinity, truth)[:5])
+    by_order = [ranking.correlation_priority_curve(truth, order) for order in (affinity, monotone)]
+    xr.testing.assert_allclose(*by_order)
+    np.testing.assert_allclose(
+        [ranking.precision_at_k(affinity, truth**3, 3, 3), ranking.spearman(affinity, truth**3)],
+        [ranking.precision_at_k(affinity, truth, 3, 3), ranking.spearman(affinity, truth)],
+    )
+
+
+def test_names_and_not_places_align_the_arrays():
+    affinity, truth = scores(np.random.default_rng(2).integers(0, 3, (9, 9))), at_random(seed=1)
+    shuffled = affinity.isel(source=[4, 2, 8, 0, 1, 7, 3, 5, 6], target=[6, 0, 2, 1, 5, 4, 3, 8, 7]).transpose()
+    np.testing.assert_allclose(every_score(shuffled, truth), every_score(affinity, truth))
+    upside_down = truth.isel(source=slice(None, None, -1))
+    np.testing.assert_allclose(every_score(affinity, upside_down), every_score(affinity, truth))
+
+
+@pytest.mark.parametrize("own", [np.nan, np.inf, -np.inf, 1e9])
+def test_the_own_model_is_never_counted(own):
+    affinity, truth = at_random(seed=0), at_random(seed=1)
+    mask = affinity.source == affinity.target
+    changed = [xr.where(mask, own, matrix).transpose("source", "target") for matrix in (affinity, truth)]
+    np.testing.assert_array_equal(every_score(*changed), every_score(affinity, truth))
+    np.testing.assert_array_equal(ranking.popularity(changed[1]), ranking.popularity(truth))
+    np.testing.assert_array_equal(ranking.symmetrised(changed[1]), ranking.symmetrised(truth))
+
+
+def test_ties_stand_in_alphabetical_order():
+    truth = scores([[0, 0, 0, 0], [3, 0, 0, 0], [2, 2, 0, 0], [1, 1, 1, 0]], list("dcba"))
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        flat = truth.copy(data=np.zeros((4, 4))).isel(source=order)
+        found = ranking.precision_at_k(flat, truth, 1, 1, mean=False)
+        assert found.sel(target="d").item() == 0  # a is proposed, c is best
+        assert found.sel(target="a").item() == 1  # b is proposed, and b the first of the tied best
+
+
+def test_sources_in_common_and_targets_of_the_truth():
+    affinity, truth = at_random(9, 9, 0), at_random(9, 7, 1)
+    more = xr.concat([affinity, affinity.isel(source=[0]).assign_coords(source=["extra"]) + 100], "source")
+    np.testing.assert_allclose(every_score(more, truth), every_score(affinity, truth))
+    np.testing.assert_allclose(
+        every_score(affinity.isel(source=slice(1, None)), truth),
+        every_score(affinity.isel(source=slice(1, None)), truth.isel(source=slice(1, None))),
+    )
+    with pytest.raises(ValueError, match="lacks the targets s2, s5"):
+        ranking.precision_at_k(affinity.drop_sel(target=["s5", "s2"]), truth)
+    with pytest.raises(ValueError, match="no source in common"):
+        ranking.spearman(affinity.assign_coords(source=[f"x{i}" for i in range(9)]), truth)
+    with pytest.raises(ValueError, match="truth has no target"):
+        ranking.spearman(affinity, truth.isel(target=slice(0)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_missing_names_source_and_target(value):
+    affinity, truth = at_random(seed=0), at_random(seed=1)
+    for what, matrices in (("affinity", [affinity.copy(), truth]), ("truth", [affinity, truth.copy()])):
+        matrices[what == "truth"].loc["s4", "s2"] = value
+        for judge in (ranking.precision_at_k, ranking.recall_at_k, ranking.spearman):
+            with pytest.raises(ValueError, match=f"{what} of source s4 for target s2 is {value}"):
+                judge(*matrices)
+        what = what.replace("affinity", "correlation")
+        with pytest.raises(ValueError, match=f"{what} of source s4 for target s2 is {value}"):
+            ranking.correlation_priority_curve(*matrices)
+    for judge in (ranking.popularity, ranking.symmetrised):
+        with pytest.raises(ValueError, match="truth of source s4 for target s2"):
+            judge(matrices[1])
+
+
+def test_wrong_arguments_say_what_is_expected():
+    affinity, truth = at_random(seed=0), at_random(seed=1)
+    for k, n_relevant, words in ((0, 5, "k is 0"), (9, 5, "k is 9, expected 1 to 8"), (1, 9, "n_relevant is 9")):
+        with pytest.raises(ValueError, match=words):
+            ranking.precision_at_k(affinity, truth, k, n_relevant)
+    with pytest.raises(ValueError, match="affinity has the dimensions"):
+        ranking.spearman(affinity.rename(source="model"), truth)
+    with pytest.raises(ValueError, match="truth has the source s0 more than once"):
+        ranking.spearman(affinity, truth.isel(source=[0, 0, 1]))
+    with pytest.raises(ValueError, match="s3 have all the same score"):
+        ranking.spearman(xr.where(affinity.target == "s3", 1, affinity).transpose("source", "target"), truth)
+
+
+def popularity_by_loops(lists, source, target):
+    """Mean reciprocal rank of a source in the lists of the other targets, each headed by the target itself."""
+    ranks = [1 + names.index(source) for other, names in lists.items() if other not in (source, target)]
+    return sum(1 / rank for rank in ranks) / len(ranks)
+
+
+def test_popularity_on_the_published_rankings(published):
+    popular = ranking.popularity(published)
+    found = [ranking.precision_at_k(popular, published, k) for k in (1, 3, 5)]
+    np.testing.assert_allclose(found, [11 / 18, 29 / 54, 49 / 90])
+    # What the same score gives if the target's own model, never relevant, stays among the candidates.
+    table, popular = published.to_pandas(), popular.to_pandas()
+    lists = {target: [target, *table[target].dropna().sort_values(ascending=False).index] for target in table}
+    values = {k: [] for k in (1, 3, 5)}
+    for target, names in lists.items():
+        score = {name: popularity_by_loops(lists, name, target) for name in names}
+        for name in names[1:]:
+            assert popular.loc[name, target] == pytest.approx(score[name], abs=1e-12)
+        best = sorted(score, key=score.get, reverse=True)
+        for k, shares in values.items():
+            shares.append(len(set(best[:k]) & set(names[1:6])) / k)
+    np.testing.assert_allclose([np.mean(shares) for shares in values.values()], [0.56, 0.48, 0.51], atol=0.005)
+
+
+def test_popularity_does_not_look_at_the_target():
+    truth = at_random()
+    changed = truth.copy()
+    changed.loc[:, "s3"] = np.random.default_rng(5).normal(size=9)
+    np.testing.assert_allclose(
+        ranking.popularity(truth).sel(target="s3").drop_sel(source="s3"),
+        ranking.popularity(changed).sel(target="s3").drop_sel(source="s3"),
+    )
+    assert abs(ranking.popularity(truth) - ranking.popularity(changed)).max() > 0.01
+    with pytest.raises(ValueError, match="at least three targets"):
+        ranking.popularity(at_random(3, 2))
+
+
+def test_popularity_finds_a_source_that_serves_all():
+    truth = at_random()
+    truth.loc["s8"] = 10
+    assert (ranking.popularity(truth).sel(source="s8") == 0.5).all()
+
+
+def test_the_symmetrised_oracle(published):
+    matrix = ranking.symmetrised(published)
+    both = matrix.sel(source=published.target.values)
+    np.testing.assert_array_equal(both, both.T)
+    one, other = published.sel(source="edge2d", target="reshade"), published.sel(source="reshade", target="edge2d")
+    assert float(matrix.sel(source="edge2d", target="reshade")) == (float(one) + float(other)) / 2
+    only = published.sel(source="colorization")
+    np.testing.assert_array_equal(matrix.sel(source="colorization"), only)
+    assert matrix.sizes == published.sizes
+    symmetric = at_random(7, 7)
+    symmetric = symmetric + symmetric.values.T
+    off = ~np.eye(7, dtype=bool)
+    np.testing.assert_allclose(ranking.symmetrised(symmetric).values[off], symmetric.values[off])
+    assert ranking.chance(19, 5) < ranking.precision_at_k(matrix, published, 5) < 1
+
+
+def test_the_correlation_priority_curve():
+    curve = ranking.correlation_priority_curve(AFFINITY, TRUTH, mean=False)
+    assert curve.dims == ("priority", "target") and curve.priority.values.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(
+        curve.transpose("target", "priority"), [[0.5, 0.1, 0.2], [0.1, 0.7, 0.8], [0.2, 0.3, 0.1], [0.2, 0.1, 0.9]]
+    )
+    np.testing.assert_allclose(ranking.correlation_priority_curve(AFFINITY, TRUTH), [0.25, 0.3, 0.5])
+    assert (np.diff(ranking.correlation_priority_curve(TRUTH, TRUTH)) < 0).all()
+
+
+def test_the_curve_ends_with_the_target_that_has_the_fewest_candidates():
+    truth = scores(np.arange(12).reshape(4, 3), list("abcd"), list("abx"))
+    assert ranking.correlation_priority_curve(truth, truth).sizes["priority"] == 3
+
+
+def test_bootstrap_against_the_normal_approximation():
+    values = xr.DataArray(np.random.default_rng(0).normal(size=400), dims="target")
+    found = ranking.bootstrap(values)
+    half = 1.96 * values.std().item() / 20
+    assert found.mean == pytest.approx(values.mean().item())
+    assert found.low == pytest.approx(found.mean - half, abs=0.01)
+    assert found.high == pytest.approx(found.mean + half, abs=0.01)
+    wider = ranking.bootstrap(values, level=0.99)
+    assert wider.low < found.low < found.high < wider.high
+    assert ranking.bootstrap(values) == found != ranking.bootstrap(values, seed=1)
+
+
+def test_bootstrap_crosses_targets_and_seeds():
+    by_seed = xr.DataArray([[0.2], [0.8]] * np.ones((2, 30)), dims=("seed", "target"))
+    assert ranking.bootstrap(by_seed.isel(seed=0)) == pytest.approx((0.2, 0.2, 0.2))
+    assert ranking.bootstrap(by_seed) == pytest.approx((0.5, 0.2, 0.8))
+    rng = np.random.default_rng(0)
+    both = xr.DataArray(rng.normal(size=(12, 1)) + rng.normal(size=20), dims=("seed", "target"))
+    found = ranking.bootstrap(both)
+    variance = both.mean("seed").var().item() / 20 + both.mean("target").var().item() / 12
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=0.08)
+
+
+def test_paired_comparison_cancels_what_both_methods_find_hard():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=40)
+    names = [f"t{i}" for i in range(40)]
+    second = xr.DataArray(hard, {"target": names}, ("target",))
+    first = second + 0.1 + 0.01 * rng.normal(size=40)
+    found = ranking.paired_bootstrap(first, second.isel(target=slice(None, None, -1)))
+    assert 0.09 < found.low < found.mean < found.high < 0.11
+    assert ranking.bootstrap(first).low < ranking.bootstrap(second).mean
+    assert ranking.paired_bootstrap(first, first) == (0, 0, 0)
+    for other in (second.isel(target=slice(5)), second.expand_dims(seed=[0, 1])):
+        with pytest.raises(ValueError, match="not measured on the same targets"):
+            ranking.paired_bootstrap(first, other)
+
+
+@pytest.mark.parametrize("values", [[], [0.5, np.nan], 0.5])
+def test_bootstrap_refuses_what_has_no_mean(values):
+    with pytest.raises(ValueError, match="at least one value per target"):
+        ranking.bootstrap(values)
+    with pytest.raises(ValueError, match="level is 95"):
+        ranking.bootstrap([0.5], level=95)
