@@ -3,13 +3,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install book smoke paper test lab format lock clean distclean
+.PHONY: help install book smoke paper bank test lab format lock clean distclean
 
 help:
 	@echo "make book     run the notebooks and build the book"
 	@echo "make test     all tests: ruff, pytest, the notebooks, a small book with warnings as errors"
 	@echo "make smoke    the book with as little data as shows that every step works"
 	@echo "make paper    the book with as many images as there are"
+	@echo "make bank     the task banks: three times rooms, networks and transfers; takes hours, goes on where it stopped"
 	@echo "make lab      JupyterLab, in the browser"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make format   let ruff lay out the Python files"
@@ -25,6 +26,10 @@ install:
 
 book smoke paper: install
 	@"$(BIN)/python" -m support.book --profile $@
+
+bank: install
+	@for seed in 0 1 2; do "$(BIN)/python" -m support.bank all --seed $$seed || exit 1; done
+	@"$(BIN)/python" -m support.bank report
 
 test: install
 	@"$(BIN)/ruff" check .

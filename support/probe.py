@@ -1,4 +1,4 @@
-"""Unlabelled probe images: square tiles cut from photographs, the same for the same seed on every machine."""
+"""Unlabelled probe images, from photographs or rendered rooms, the same for the same seed on every machine."""
 
 import hashlib
 import itertools
@@ -20,6 +20,7 @@ CROP = 256  # source pixels along a tile's side, where the photograph and the si
 SIZES = (16, 2048)  # smallest and largest tile, in pixels
 TEXTURE = 0.02  # mean grey step between neighbouring pixels of a tile brought to 32 x 32, in [0, 1]
 DUPLICATE = 16  # two tiles are near-duplicates when at most so many of their 128 hash bits differ
+ROOMS_AT_ONCE = 64
 SMALL_FOLDER = 100  # a folder with fewer images is read in full, and a broken file in it is an error
 _OF_FILE = ("file", "package", "licence", "author", "label")
 PROVENANCE = ("file", "package", "sha256", "left", "top", "side", "licence", "author", "label")
@@ -30,7 +31,7 @@ class _Unreadable(ValueError):
 
 
 def load(source, n_images=48, size=64, seed=0):
-    """Sample square tiles from photographs.
+    """Sample square tiles from photographs, or render rooms.
 
     Photographs are taken in a random order and each gives one tile before any gives a second one, so that counts
     differ by at most one unless a photograph has no tile left. Tiles of a photograph do not overlap: they lie on a
@@ -44,12 +45,16 @@ def load(source, n_images=48, size=64, seed=0):
     white, 16-bit grey is divided by 65535 (16-bit colour keeps its upper 8 bits), and of several frames the first is
     taken. Colour profiles are not applied.
 
+    Rooms are rendered at `size`, from a range of images that no network of the task bank was trained or measured on
+    (`support.bank.rooms.PROBE`); none is left out.
+
     Parameters
     ----------
     source : str
-        ``"indoor"`` or ``"photos"``, photographs that ship in installed packages (`photographs` lists them; those
-        smaller than `size` are left out); or ``"folder:PATH"``, the JPEG, PNG, WebP and TIFF files in a folder and the
-        folders below it, hidden ones left out. Of 100 images and more only as many are opened as the sample needs.
+        ``"rooms"``, rendered; ``"indoor"`` or ``"photos"``, photographs that ship in installed packages (`photographs`
+        lists them; those smaller than `size` are left out); or ``"folder:PATH"``, the JPEG, PNG, WebP and TIFF files in
+        a folder and the folders below it, hidden ones left out. Of 100 images and more only as many are opened as the
+        sample needs.
     n_images : int
         Number of tiles.
     size : int
@@ -62,10 +67,10 @@ def load(source, n_images=48, size=64, seed=0):
     xarray.DataArray
         (image, y, x, channel), float32 in [0, 1], sRGB as stored in the files; channels are named red, green and blue.
         Coordinates along `image`: `file` (path in the package or folder), `package` (or the folder), `sha256` (of
-        that file), `left`, `top`, `side` (crop box in pixels of the upright photograph), `licence`, `author` (empty
-        where not stated) and `label` (ImageNet class, or -1). Attributes: `source`, `seed`, `size`, `units`,
-        `long_name` and `probe_sha256`, the SHA-256 of the pixels as little-endian float32 in the order of the
-        dimensions.
+        that file; of a room, of its pixels as `probe_sha256`), `left`, `top`, `side` (crop box in pixels of the upright
+        photograph), `licence`, `author` (empty where not stated) and `label` (ImageNet class, or -1). Attributes:
+        `source`, `seed`, `size`, `units`, `long_name` and `probe_sha256`, the SHA-256 of the pixels as little-endian
+        float32 in the order of the dimensions.
 
     Raises
     ------
@@ -87,6 +92,8 @@ def load(source, n_images=48, size=64, seed=0):
         raise ValueError(f"size is {size}: choose {SIZES[0]} to {SIZES[1]} pixels")
     if seed < 0:
         raise ValueError(f"seed is {seed}: choose zero or a positive integer")
+    if source == "rooms":
+        return _rooms(n_images, size, seed)
     if source.startswith("folder:") and source != "folder:":
         folder = Path(source.removeprefix("folder:")).expanduser()
         table = _folder(folder)
@@ -102,7 +109,7 @@ def load(source, n_images=48, size=64, seed=0):
         def locate(row):
             return wheels.find(row.package, row.file, row.sha256, row.version)
     else:
-        known = ", ".join(f'"{name}"' for name in _table()["collection"].unique())
+        known = ", ".join(f'"{name}"' for name in ("rooms", *_table()["collection"].unique()))
         raise ValueError(f'unknown source "{source}": choose {known} or "folder:PATH"')
 
     rows = list(table.itertuples(index=False))
@@ -155,6 +162,31 @@ def load(source, n_images=48, size=64, seed=0):
     provenance = {name: [getattr(rows[index], name) for index, *_ in chosen] for name in _OF_FILE}
     provenance["sha256"] = [digests[index] for index, *_ in chosen]
     provenance |= {name: [entry[k] for entry in chosen] for k, name in enumerate(("left", "top", "side"), start=1)}
+    return _labelled(values, provenance, source, seed, size)
+
+
+def _rooms(n_images, size, seed):
+    """Rendered rooms, labelled as `load` describes."""
+    from support.bank import rooms
+
+    if n_images > len(rooms.PROBE):
+        raise ValueError(f"rooms has {len(rooms.PROBE)} images, {n_images} were asked for")
+    indices = rooms.PROBE[:n_images]
+    blocks = []
+    for start in tqdm(indices[::ROOMS_AT_ONCE], unit_scale=ROOMS_AT_ONCE, desc="rooms", delay=2, leave=False):
+        scene = rooms.render(seed, start, min(start + ROOMS_AT_ONCE, indices.stop), size)
+        blocks.append(scene["rgb"].permute(0, 2, 3, 1).numpy())
+    values = np.ascontiguousarray(np.concatenate(blocks))
+    same = {"package": "support.bank.rooms", "left": 0, "top": 0, "side": int(size)}
+    same |= {"licence": "MIT (this project)", "author": "", "label": -1}
+    provenance = {name: [value] * n_images for name, value in same.items()}
+    provenance["file"] = [f"room {index}" for index in indices]
+    provenance["sha256"] = [hashlib.sha256(image.astype("<f4").tobytes()).hexdigest() for image in values]
+    return _labelled(values, provenance, "rooms", seed, size)
+
+
+def _labelled(values, provenance, source, seed, size):
+    """The array that `load` returns."""
     return xr.DataArray(
         values,
         dims=("image", "y", "x", "channel"),

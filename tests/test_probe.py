@@ -407,12 +407,47 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, name, orientation)
     np.testing.assert_allclose(images.values[0], upright[:, 16:80] / 255, atol=0.04 if name == "a.jpg" else 1e-6)
 
 
+# Rooms
+
+
+def test_rooms_are_a_labelled_array_of_images_kept_for_probes():
+    from support.bank import rooms
+
+    images = probe.load("rooms", n_images=3, size=24, seed=4)
+    first = rooms.PROBE.start
+    expected = rooms.render(4, first, first + 3, size=24)["rgb"].permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(images.values, expected)
+    assert images.dims == ("image", "y", "x", "channel") and images.dtype == np.float32
+    assert {"source": "rooms", "seed": 4, "size": 24, "units": "1"}.items() <= images.attrs.items()
+    assert images.attrs["probe_sha256"] == hashlib.sha256(images.values.tobytes()).hexdigest()
+    table = probe.manifest(images)
+    assert table.file.tolist() == [f"room {first + k}" for k in range(3)]
+    assert table.sha256.tolist() == [hashlib.sha256(image.tobytes()).hexdigest() for image in images.values]
+    assert set(table.package) == {"support.bank.rooms"} and set(table.licence) == {"MIT (this project)"}
+    assert table[["left", "top", "side", "label"]].drop_duplicates().values.tolist() == [[0, 0, 24, -1]]
+
+
+def test_fewer_rooms_are_the_beginning_of_more_and_seeds_differ(monkeypatch):
+    monkeypatch.setattr(probe, "ROOMS_AT_ONCE", 2)
+    images = probe.load("rooms", n_images=5, size=16)
+    np.testing.assert_array_equal(probe.load("rooms", n_images=3, size=16).values, images.values[:3])
+    other = probe.load("rooms", n_images=5, size=16, seed=1).values
+    assert all((a != b).mean() > 0.5 for a, b in zip(images.values, other, strict=True))
+
+
+def test_more_rooms_than_are_kept_for_probes_gives_the_number():
+    from support.bank import rooms
+
+    with pytest.raises(ValueError, match=str(len(rooms.PROBE))):
+        probe.load("rooms", n_images=len(rooms.PROBE) + 1)
+
+
 # Errors
 
 
 def test_unknown_source_lists_the_known_ones():
     for source in ("cellar", "folder:", "folder"):
-        with pytest.raises(ValueError, match='"indoor", "photos" or "folder:PATH"'):
+        with pytest.raises(ValueError, match='"rooms", "indoor", "photos" or "folder:PATH"'):
             probe.load(source)
 
 

@@ -1,0 +1,379 @@
+"""The workshop of the task bank: what is made, where it lies, and how it is made once only, in pieces that survive."""
+
+import dataclasses
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from support.bank import networks, rooms
+from support.bank.tasks import TASKS
+
+DRAFT = ".draft_"  # how names begin while they are being written
+FOLDER = Path(__file__).parents[2] / "data" / "bank"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much of everything a bank is made of.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        Names of the source tasks.
+    doubled : tuple of str
+        Targets whose transfers are trained a second time, with twice the steps.
+    n_train, n_transfer, n_test : int
+        Images to train encoders with, to train transfers with, and to measure losses on.
+    shard : int
+        Images rendered and stored together.
+    batch : int
+        Images of a training step.
+    steps, head_steps : int
+        Training steps of an encoder with its decoder, and of a transfer.
+    """
+
+    tasks: tuple = tuple(TASKS)
+    doubled: tuple = ("segment2d", "rgb2sfnorm", "class_1000")
+    n_train: int = 12_000
+    n_transfer: int = 1_600
+    n_test: int = 800
+    shard: int = 200
+    batch: int = 64
+    steps: int = 1_000
+    head_steps: int = 120
+
+    @property
+    def targets(self):
+        """Names of the tasks that are transferred to."""
+        return tuple(name for name in self.tasks if TASKS[name].is_target)
+
+    def images(self, split):
+        """The numbers, in a bank, of the images of a split.
+
+        Parameters
+        ----------
+        split : {"train", "transfer", "test"}
+
+        Returns
+        -------
+        range
+
+        Raises
+        ------
+        ValueError
+            The bank has not so many images.
+        """
+        if split == "train":
+            chosen, there = rooms.TRAIN[: self.n_train], len(rooms.TRAIN) >= self.n_train
+        else:
+            first, count = (0, self.n_transfer) if split == "transfer" else (self.n_transfer, self.n_test)
+            chosen, there = rooms.TRANSFER[first : first + count], len(rooms.TRANSFER) >= first + count
+        if not there:
+            raise ValueError(f"the plan asks for more images than there are in {rooms.TRAIN} and {rooms.TRANSFER}")
+        return chosen
+
+
+FULL = Plan()
+TINY = Plan(
+    tasks=("rgb2depth", "edge2d", "class_places"),
+    doubled=("edge2d",),
+    n_train=120,
+    n_transfer=40,
+    n_test=40,
+    shard=40,
+    batch=20,
+    steps=12,
+    head_steps=6,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """One bank in the making.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is made.
+    seed : int
+        Which bank: of rooms, first weights and batches.
+    folder : Path
+        Where the finished files go; the pieces lie in ``work`` below it, and may be deleted when all is done.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    """
+
+    plan: Plan = FULL
+    seed: int = 0
+    folder: Path = FOLDER
+    device: str = "cpu"
+
+    @property
+    def pieces(self):
+        """Folder of this bank's unfinished pieces; another plan or another kind of device has another one."""
+        told = repr((self.plan, self.device)).encode()
+        return Path(self.folder) / "work" / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
+
+    def generator(self, *names):
+        """A random generator of its own for each purpose.
+
+        Parameters
+        ----------
+        *names : str
+            The purpose.
+
+        Returns
+        -------
+        torch.Generator
+            On the CPU; the same for the same seed and names.
+        """
+        digest = hashlib.sha256("/".join(map(str, (self.seed, *names))).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+    def shards(self):
+        """The parts that images are rendered in.
+
+        Returns
+        -------
+        list of (str, int, int)
+            Split, first image, image after the last one.
+        """
+        parts = []
+        for split in ("train", "transfer", "test"):
+            images = self.plan.images(split)
+            for start in images[:: self.plan.shard]:
+                parts.append((split, start, min(start + self.plan.shard, images.stop)))
+        return parts
+
+    def shard_folder(self, split, start):
+        """Folder of a rendered part; it is there when it is complete."""
+        return self.pieces / split / f"{start:06d}"
+
+    def images(self, split, task):
+        """What a task's network sees.
+
+        Parameters
+        ----------
+        split : {"train", "transfer", "test"}
+        task : str
+
+        Returns
+        -------
+        torch.Tensor
+            (image, 3, 64, 64) bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            Not rendered yet; the message gives the command.
+        """
+        return self._stored(split, f"input_{task}.npy", "rgb.npy")
+
+    def targets(self, split, task):
+        """What a task's network shall say.
+
+        Parameters
+        ----------
+        split : {"train", "transfer", "test"}
+        task : str
+
+        Returns
+        -------
+        torch.Tensor
+            The task's targets, images first: float16, or bytes for classes.
+
+        Raises
+        ------
+        FileNotFoundError
+            Not rendered yet; the message gives the command.
+        """
+        return self._stored(split, f"target_{task}.npy")
+
+    def sees_rgb(self, task):
+        """Whether a task's network sees the plain image, as most do."""
+        split, start, _ = self.shards()[0]
+        return not (self.shard_folder(split, start) / f"input_{task}.npy").is_file()
+
+    def _stored(self, split, *names):
+        parts = []
+        for part, start, _ in self.shards():
+            if part == split:
+                shard = self.shard_folder(split, start)
+                found = [shard / name for name in names if (shard / name).is_file()]
+                if not found:
+                    raise FileNotFoundError(
+                        f"the rooms of bank {self.seed} are not all rendered: "
+                        f"python -m support.bank render --seed {self.seed}"
+                    )
+                parts.append(np.load(found[0]))
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def render(workshop, split, start, stop):
+    """Render a part of a bank's rooms and store what every task sees and shall say.
+
+    Parameters
+    ----------
+    workshop : Workshop
+    split, start, stop
+        One of its `shards`.
+    """
+    scene = rooms.render(workshop.seed, start, stop, size=networks.SIZE, device=workshop.device)
+    target_folder = workshop.shard_folder(split, start)
+    with _complete(target_folder) as folder:
+        folder.mkdir(parents=True)
+        np.save(folder / "rgb.npy", _as_bytes(scene["rgb"]))
+        for name in workshop.plan.tasks:
+            task = TASKS[name]
+            seen = task.input(scene)
+            if not torch.equal(seen, scene["rgb"]):
+                np.save(folder / f"input_{name}.npy", _as_bytes(seen))
+            target = task.target(scene).cpu()
+            if not target.is_floating_point():
+                if target.min() < 0 or target.max() > 255:
+                    raise ValueError(f"{name} has classes outside 0 … 255")
+                target = target.to(torch.uint8)
+            elif not torch.isfinite(target.to(torch.float16)).all():
+                raise ValueError(f"{name} of the images {start} to {stop} of bank {workshop.seed} is not finite")
+            else:
+                target = target.to(torch.float16)
+            np.save(folder / f"target_{name}.npy", target.numpy())
+
+
+def _as_bytes(images):
+    return (images * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+
+
+class _complete:
+    """A path beside the one wanted, which takes its place when the block ends without error: complete or not there."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.draft = self.path.with_name(f"{DRAFT}{os.getpid()}_{self.path.name}")
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        return self.draft
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            try:
+                self.draft.replace(self.path)
+            except OSError:  # a folder that another process has completed meanwhile: the same content
+                if not self.path.is_dir():
+                    raise
+        self._clear()
+
+    def _clear(self):
+        _remove(self.draft)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Remove what processes that were killed have left half written.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of a bank; nobody else works in it.
+    """
+    for path in list(Path(folder).rglob(DRAFT + "*")):
+        _remove(path)
+
+
+def save_tensors(path, tensors):
+    """Write a safetensors file that is either complete or not there.
+
+    Parameters
+    ----------
+    path : str or Path
+    tensors : dict of str to torch.Tensor
+    """
+    with _complete(path) as draft:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft)
+
+
+def save_arrays(path, **arrays):
+    """Write a compressed npz file that is either complete or not there.
+
+    Parameters
+    ----------
+    path : str or Path
+    **arrays : numpy.ndarray
+    """
+    with _complete(path) as draft:
+        with open(draft, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def run(function, jobs, workers, title):
+    """Do independent jobs, in this process or in several, with a progress bar.
+
+    Every process computes with one thread, so that results do not depend on the number of processes.
+
+    Parameters
+    ----------
+    function : callable
+        Importable; called with each job's arguments.
+    jobs : list of tuple
+    workers : int
+        Number of processes; 1 stays in this one.
+    title : str
+        Of the progress bar.
+
+    Raises
+    ------
+    RuntimeError
+        A process was killed from outside, most often for want of memory.
+    """
+    with tqdm(total=len(jobs), desc=title, disable=not jobs) as bar:
+        if workers == 1 or len(jobs) < 2:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                for job in jobs:
+                    function(*job)
+                    bar.update()
+            finally:
+                torch.set_num_threads(threads)
+            return
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin)
+        try:
+            for done in as_completed([pool.submit(function, *job) for job in jobs]):
+                done.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"{title}: a worker process was killed, perhaps for want of memory; what is finished is kept, so run "
+                "the same command again, with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin():
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
