@@ -68,7 +68,6 @@ def attribute(
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
     _check(encoders, methods, images, channels, batch_size)
-    images = images.transpose("image", "y", "x", "channel")
     device = _device(device)
     size = images.sizes["y"], images.sizes["x"]
     colours = ("channel",) if channels == "keep" else ()

@@ -34,7 +34,7 @@ KEEP_GATE = {
     *"add radd iadd sub rsub isub mul multiply rmul imul div divide truediv itruediv neg".split(),
     *"view view_as reshape flatten unflatten squeeze unsqueeze expand expand_as broadcast_to repeat tile".split(),
     *"permute transpose movedim contiguous clone to float double half chunk split unbind getitem cat stack".split(),
-    *"interpolate upsample pad".split(),
+    *"interpolate upsample pad dropout dropout2d".split(),
 }
 IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ipow__", "__imod__", "__ifloordiv__"}
 SAME_VALUES = {  # in-place methods that are linear, or change no value
@@ -174,7 +174,7 @@ class Rules(TorchFunctionMode):
         places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.requires_grad]
         if name in PRODUCTS and len(places) == 2:
             return _mark(self._product(function, args, kwargs, places, in_place), gate)
-        if name in {"setitem", "copy"}:  # new values
+        if name == "setitem":  # new values
             _mark(args[0], 0)
         return _mark(function(*args, **kwargs), gate)
 

@@ -199,6 +199,16 @@ def test_a_device_that_is_not_here_is_refused_and_the_encoder_stays_where_it_was
     attribute(encoder, probe(), "saliency")
 
 
+def test_the_encoder_goes_home_also_after_an_error(monkeypatch):
+    encoder, moves = toy(activation=nn.Softmax(1)), []
+    monkeypatch.setattr(encoder, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(encoder, "_device", "home")
+    monkeypatch.setattr(encoder, "preprocess", lambda images: torch.zeros(len(images), 3, 12, 12))
+    with pytest.raises(ValueError, match="Softmax"):
+        attribute(encoder, probe(), "epsilon_lrp")
+    assert moves == ["cpu", "home"]
+
+
 def test_the_order_of_the_axes_of_the_images_does_not_matter():
     images = probe(n=3, side=12)
     turned = attribute(toy(), images.transpose("y", "channel", "x", "image"), "saliency", batch_size=2)

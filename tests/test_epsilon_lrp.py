@@ -251,6 +251,11 @@ def cut(x):
     return x[:, :2]
 
 
+def replaced(gate, values):
+    gate[:, :4] = values[:, :4]
+    return gate
+
+
 SAME_NETWORK = {  # written in place, and without; the second is a function of activations a, b, c
     "add to a gate": (lambda a, b, c: a.sigmoid().add_(b) * c, lambda a, b, c: (a.sigmoid() + b) * c),
     "scale a gate": (lambda a, b, c: a.sigmoid().mul_(b) * c, lambda a, b, c: (a.sigmoid() * b) * c),
@@ -264,6 +269,7 @@ SAME_NETWORK = {  # written in place, and without; the second is a function of a
         lambda a, b, c: c * torch.cat(a.sigmoid().chunk(5, 1), 1).clone(),
         lambda a, b, c: c * a.sigmoid(),
     ),
+    "gate after dropout": (lambda a, b, c: c * F.dropout(a.sigmoid(), training=False), lambda a, b, c: c * a.sigmoid()),
     "gate of gates": (
         lambda a, b, c: c * (a.sigmoid() * b.sigmoid()),
         lambda a, b, c: c * (a.sigmoid() * b.sigmoid()).detach(),
@@ -272,6 +278,7 @@ SAME_NETWORK = {  # written in place, and without; the second is a function of a
         lambda a, b, c: c * F.interpolate(a.sigmoid(), c.shape[2:]),
         lambda a, b, c: c * a.sigmoid().detach(),
     ),
+    "values set": (lambda a, b, c: replaced(a.sigmoid(), b) * c, lambda a, b, c: replaced(a.sigmoid() + 0 * b, b) * c),
     "values replaced": (lambda a, b, c: a.sigmoid().copy_(b) * c, lambda a, b, c: b * c),
 }
 
