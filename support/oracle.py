@@ -1,11 +1,14 @@
 """What transfer really gives: win rates, the analytic hierarchy process, priorities and the best choice of sources."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import linalg, optimize, sparse, stats
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 DATA = Path(__file__).parents[1] / "data"
 CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
@@ -197,6 +200,73 @@ def agreement(first, second):
         name="agreement",
         attrs={"units": "1", "long_name": "Spearman rank correlation"},
     )
+
+
+def half_splits(losses, n_splits=10, seed=0):
+    """Pairs of oracles, each from one half of the test images: how well one predicts the other is the noise ceiling.
+
+    Parameters
+    ----------
+    losses : xarray.DataArray
+        (source, target, image), as for `win_rates`.
+    n_splits : int, default 10
+        Number of random splits.
+    seed : int, default 0
+        Of the splits.
+
+    Returns
+    -------
+    list of (xarray.DataArray, xarray.DataArray)
+        What `transferability` makes of the two halves; of an odd number of images one is left out.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two images, or as for `win_rates`.
+    """
+    half = losses.sizes.get("image", 0) // 2
+    if not half:
+        raise ValueError(f"losses have the sizes {dict(losses.sizes)}: two halves need at least two images")
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(losses.sizes["image"]) for _ in range(n_splits)]
+    return [
+        tuple(transferability(losses.isel(image=order[part])) for part in (slice(half), slice(half, 2 * half)))
+        for order in orders
+    ]
+
+
+def tree(truth):
+    """Agglomerative clustering of the sources by where they transfer to, as in Figure 13 of Zamir et al. (2018).
+
+    Two sources are near when they stand in similar places for the same targets: 1 − Pearson's correlation of their
+    priorities, over the targets that are neither of the two; average linkage.
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target), higher is better, at least two sources and three targets besides the two that are compared.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, (sources − 1, 4): SciPy's linkage matrix, in the order of the sources.
+
+    Raises
+    ------
+    ValueError
+        Other dimensions, or two sources that cannot be compared: fewer than three targets in common, or the same place
+        for all of them.
+    """
+    places = priority(truth.where(truth.source != truth.target))
+    distances = np.zeros((len(places), len(places)))
+    for i, j in itertools.combinations(range(len(places)), 2):
+        pair = places.values[[i, j]]
+        pair = pair[:, np.isfinite(pair).all(axis=0)]
+        if pair.shape[1] < 3 or (np.ptp(pair, axis=1) == 0).any():
+            names = places.source.values
+            raise ValueError(f"{names[i]} and {names[j]} cannot be compared: too few targets, or always the same place")
+        distances[i, j] = distances[j, i] = 1 - np.corrcoef(pair)[0, 1]
+    return hierarchy.linkage(squareform(distances, checks=False), method="average")
 
 
 def select_sources(affinity, budget):

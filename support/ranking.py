@@ -238,6 +238,147 @@ def correlation_priority_curve(correlation, truth, mean=True):
     return curve.mean("target", keep_attrs=True) if mean else curve
 
 
+def regret(affinity, losses, k=1, mean=True):
+    """How much worse than the best source the chosen one is, as a share of what a choice at random costs.
+
+    With L(s) the mean test loss after transfer from a source s, and the choice s* the best of the k sources that the
+    score proposes: (L(s*) − min L) / (mean L − min L), over the candidates of a target. 0 is the best source, 1 what a
+    choice at random gives on average.
+
+    Parameters
+    ----------
+    affinity : xarray.DataArray
+        (source, target), higher is better: the score that is judged.
+    losses : xarray.DataArray
+        (source, target) or (source, target, image), lower is better, as in `oracle.losses`.
+    k : int, default 1
+        How many of the proposed sources are tried.
+    mean : bool, default True
+        Average over the targets.
+
+    Returns
+    -------
+    float or xarray.DataArray
+        Not negative; with ``mean=False`` float64 (target).
+
+    Raises
+    ------
+    ValueError
+        As for `precision_at_k`, or a target for which all sources have the same loss.
+    """
+    if "image" in losses.dims:
+        losses = losses.mean("image")
+    scores, gains, usable = _candidates(affinity, -losses)
+    if not 1 <= k <= usable.sum(axis=0).min():
+        raise ValueError(f"k is {k}, expected 1 to {usable.sum(axis=0).min()}, the number of candidates of a target")
+    cost = np.where(usable, -gains.values, np.nan)
+    chosen = np.take_along_axis(cost, _order(scores, usable)[:k], axis=0).min(axis=0)
+    best, typical = np.nanmin(cost, axis=0), np.nanmean(cost, axis=0)
+    for place in np.flatnonzero(np.nanmax(cost, axis=0) == best)[:1]:
+        raise ValueError(f"all sources have the same loss for {gains.target.values[place]}: no choice can be wrong")
+    return _averaged(xr.DataArray((chosen - best) / (typical - best), gains.target.coords), "regret", mean)
+
+
+def assignment_regret(affinity, truth, budget):
+    """What a budgeted choice of sources loses when it is made with a predicted score instead of the measured one.
+
+    The integer program of Zamir et al. (2018), Section 3.4, needs scores of all targets on one scale, which a predicted
+    affinity does not have. It is given 1 / (1 + priority) in its place, as in `popularity`. Its assignment is then
+    worth what the measured scores say: (best − achieved) / (best − random), with the total of the best assignment, and
+    the expected total of `budget` tasks at random with every other target served by a source at random.
+
+    Parameters
+    ----------
+    affinity : xarray.DataArray
+        (source, target), higher is better: the prediction.
+    truth : xarray.DataArray
+        (source, target), higher is better; every target is one of the sources.
+    budget : int
+        Number of tasks trained from full supervision, at least 1 and fewer than there are sources.
+
+    Returns
+    -------
+    float
+        0 for the best assignment, 1 for one as good as chance.
+
+    Raises
+    ------
+    ValueError
+        As for `precision_at_k` and `oracle.select_sources`, a target that is no source, or a budget out of range.
+    """
+    scores, truth, usable = _candidates(affinity, truth)
+    truth, scores = truth.where(usable), scores.where(usable)
+    sources = truth.source.values.tolist()
+    if usable.all(axis=0).any() or not 1 <= budget < len(sources):
+        raise ValueError(f"budget is {budget} of {len(sources)} sources, of which every target must be one")
+    predicted = oracle.select_sources(1 / (1 + oracle.priority(scores)), budget)
+    worth = truth.fillna(truth.max("source"))  # full supervision is taken to be as good as the best transfer
+    achieved = sum(float(worth.sel(source=s, target=t)) for t, s in predicted.to_series().items())
+    best = oracle.select_sources(truth, budget).attrs["total"]
+    share = budget / len(sources)
+    random = float((share * truth.max("source") + (1 - share) * truth.mean("source")).sum())
+    return (best - achieved) / (best - random)
+
+
+class Mantel(NamedTuple):
+    """A correlation of two matrices, and how often chance gives one as large."""
+
+    correlation: float
+    p_value: float
+
+
+def mantel(first, second, ranks=False, n_permutations=9_999, seed=0):
+    """Mantel's test: do two matrices of the same models say alike which pairs are near?
+
+    Mantel, "The detection of disease clustering and a generalized regression approach", Cancer Research 27 (1967). The
+    models of one matrix are relabelled at random, rows and columns together, since its entries are not independent.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (source, target), symmetric, of the same at least four models in any order; the diagonal does not count.
+    ranks : bool, default False
+        Spearman's correlation instead of Pearson's.
+    n_permutations : int, default 9,999
+        Number of relabellings.
+    seed : int, default 0
+        Of the relabellings.
+
+    Returns
+    -------
+    Mantel
+        correlation over all pairs of models; p_value, one-sided: the share of the relabellings, the given one counted
+        among them, whose correlation is at least as large.
+
+    Raises
+    ------
+    ValueError
+        Not the same models on all axes, fewer than four, a matrix that is not symmetric and finite outside its
+        diagonal, or one whose pairs are all alike.
+    """
+    names = first.source.values.tolist()
+    if len(names) < 4 or any(
+        sorted(m[a].values) != sorted(names) for m in (first, second) for a in ("source", "target")
+    ):
+        raise ValueError("Mantel's test needs two matrices of the same models, at least four")
+    upper = np.triu_indices(len(names), 1)
+    matrices = []
+    for matrix in (first, second):
+        values = matrix.sel(source=names, target=names).transpose("source", "target").values.astype(np.float64)
+        if not np.isfinite(values[upper]).all() or not np.allclose(values[upper], values.T[upper]):
+            raise ValueError("Mantel's test needs symmetric matrices of finite numbers")
+        pairs = stats.rankdata(values[upper]) if ranks else values[upper]
+        if np.ptp(pairs) == 0:
+            raise ValueError("all pairs of one matrix are equally near, so that it has no correlation with another")
+        square = np.zeros_like(values)
+        square[upper] = (pairs - pairs.mean()) / np.linalg.norm(pairs - pairs.mean())
+        matrices.append(square + square.T)
+    rng = np.random.default_rng(seed)
+    orders = np.array([np.arange(len(names)), *(rng.permutation(len(names)) for _ in range(n_permutations))])
+    found = matrices[0][orders[:, upper[0]], orders[:, upper[1]]] @ matrices[1][upper]
+    return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
+
+
 def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
     """Mean of one score per target, and its percentile bootstrap interval.
 

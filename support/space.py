@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.cluster.hierarchy import linkage
+from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
 VALUES_AT_ONCE = 2**24  # float32 values of maps held in memory by one step
@@ -134,6 +134,33 @@ def tree(affinity):
     if not same or not np.allclose(values, values.T) or len(values) < 2:
         raise ValueError("a tree needs a symmetric matrix of at least two models, the same on both axes")
     return linkage(squareform(np.clip(1 - values, 0, None), checks=False), method="average")
+
+
+def cophenetic_agreement(first, second):
+    """How far the trees of two matrices agree: correlation of the heights at which two models share a branch.
+
+    Sokal and Rohlf, "The comparison of dendrograms by objective methods", Taxon 11 (1962).
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (source, target), higher is nearer, symmetric. The models that both have are compared; at least three.
+
+    Returns
+    -------
+    float
+        Pearson's correlation over all pairs of models, in [−1, 1]; 1 for trees of the same shape and proportions.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three models in common, or as for `tree`.
+    """
+    common = [name for name in first.source.values if name in second.source.values]
+    if len(common) < 3:
+        raise ValueError(f"two trees need at least three models in common, there are {len(common)}")
+    heights = [cophenet(tree(matrix.sel(source=common, target=common))) for matrix in (first, second)]
+    return float(np.corrcoef(heights)[0, 1])
 
 
 def _matrix(values, models, name, channels):

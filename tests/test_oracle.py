@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import linalg
+from scipy.cluster import hierarchy
 
 from support import oracle
 
@@ -275,3 +276,57 @@ def test_load_pools_the_images_of_all_banks(tmp_path):
     together = losses_of(np.concatenate(values, axis=-1), sources, targets)
     expected = oracle.transferability(together)
     xr.testing.assert_allclose(pooled, expected.reindex_like(pooled))
+
+
+# halves and trees
+
+
+def test_half_splits_use_every_image_once():
+    rng = np.random.default_rng(0)
+    losses = xr.DataArray(
+        rng.random((4, 2, 7)),
+        {"source": list("abcd"), "target": list("ab"), "image": range(7)},
+        ("source", "target", "image"),
+    )
+    pairs = oracle.half_splits(losses, n_splits=3, seed=1)
+    again = oracle.half_splits(losses, n_splits=3, seed=1)
+    assert len(pairs) == 3
+    for pair, other in zip(pairs, again, strict=True):
+        for one, same in zip(pair, other, strict=True):
+            xr.testing.assert_identical(one, same)
+    order = np.random.default_rng(1).permutation(7)
+    xr.testing.assert_identical(pairs[0][0], oracle.transferability(losses.isel(image=order[:3])))
+    xr.testing.assert_identical(pairs[0][1], oracle.transferability(losses.isel(image=order[3:6])))
+    with pytest.raises(ValueError, match="at least two images"):
+        oracle.half_splits(losses.isel(image=[0]))
+
+
+def test_halves_of_clear_losses_agree_and_of_noise_do_not():
+    rng = np.random.default_rng(0)
+    coords = {"source": [f"s{i}" for i in range(12)], "target": ["s0", "s1", "s2", "s3"], "image": range(200)}
+    noise = xr.DataArray(rng.normal(size=(12, 4, 200)), coords, ("source", "target", "image"))
+    clear = noise + xr.DataArray(np.arange(12) * 2.0, {"source": coords["source"]}, "source")
+    for losses, low, high in ((clear, 0.99, 1), (noise, -0.4, 0.4)):
+        found = np.mean([oracle.agreement(*pair) for pair in oracle.half_splits(losses)])
+        assert low <= found <= high
+
+
+def test_tree_joins_sources_that_serve_the_same_targets():
+    rng = np.random.default_rng(0)
+    names = [f"{kind}{i}" for kind in "xy" for i in range(4)]
+    serves = np.kron(np.eye(2), np.ones((4, 4))) + 0.1 * rng.random((8, 8))
+    truth = xr.DataArray(serves, {"source": names, "target": names}, ("source", "target"))
+    linkage = oracle.tree(truth.where(truth.source != truth.target))
+    assert linkage.shape == (7, 4)
+    groups = hierarchy.fcluster(linkage, 2, "maxclust")
+    assert len(set(groups[:4])) == len(set(groups[4:])) == 1 and groups[0] != groups[4]
+    np.testing.assert_allclose(oracle.tree(truth), linkage)  # a target's own network does not count
+    with pytest.raises(ValueError, match="x0 and x1 cannot be compared"):
+        oracle.tree(truth.isel(target=slice(0, 4)))
+
+
+def test_tree_of_the_published_rankings_keeps_2d_and_3d_tasks_apart():
+    truth = oracle.load("taskonomy")
+    groups = dict(zip(truth.source.values, hierarchy.fcluster(oracle.tree(truth), 2, "maxclust"), strict=True))
+    assert groups["rgb2sfnorm"] == groups["reshade"] == groups["keypoint3d"] != groups["autoencoder"]
+    assert groups["autoencoder"] == groups["denoise"]

@@ -1,9 +1,9 @@
-from itertools import product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, pearsonr, spearmanr
 
 from support import oracle, ranking
 
@@ -315,3 +315,119 @@ def test_bootstrap_refuses_what_has_no_mean(values):
         ranking.bootstrap(values)
     with pytest.raises(ValueError, match="level is 95"):
         ranking.bootstrap([0.5], level=95)
+
+
+# regret
+
+
+def test_regret_worked_by_hand():
+    # losses of b c d for a: 1 2 6, mean 3; the score proposes b, then d, then c
+    losses = -TRUTH + 10  # a: b 7 c 8 d 9; b: a 7 c 8 d 9; c: a 7 b 8 d 9; d: c 7 b 8 a 9
+    np.testing.assert_allclose(ranking.regret(AFFINITY, losses, mean=False), [0, 2, 1, 2])
+    np.testing.assert_allclose(ranking.regret(AFFINITY, losses, k=2, mean=False), [0, 1, 0, 0])
+    assert ranking.regret(AFFINITY, losses) == pytest.approx(1.25)
+
+
+def test_regret_of_the_oracle_is_zero_and_of_chance_one():
+    losses = at_random()
+    assert ranking.regret(-losses, losses) == 0
+    assert ranking.regret(losses, losses, k=8) == 0
+    found = [ranking.regret(at_random(seed=seed), losses) for seed in range(1, 400)]
+    assert np.mean(found) == pytest.approx(1, abs=0.05)
+
+
+def test_regret_does_not_depend_on_the_unit_of_the_loss():
+    losses, score = at_random(), at_random(seed=1)
+    per_image = losses + scores(np.zeros(losses.shape)).expand_dims(image=[1, 2])
+    per_image = per_image + xr.DataArray([-0.5, 0.5], dims="image")
+    stretched = losses * xr.DataArray(np.arange(1, 8), {"target": losses.target}, "target") + 5
+    for other in (stretched, per_image):
+        np.testing.assert_allclose(ranking.regret(score, other, mean=False), ranking.regret(score, losses, mean=False))
+
+
+def test_regret_refuses_what_cannot_be_judged():
+    losses = at_random()
+    with pytest.raises(ValueError, match="same loss for s1"):
+        ranking.regret(losses, losses.where(losses.target != "s1", 3.0))
+    with pytest.raises(ValueError, match="k is 9, expected 1 to 8"):
+        ranking.regret(losses, losses, k=9)
+
+
+def assignments(n_sources, n_targets, budget):
+    """Every choice of at most `budget` sources, with every assignment that lets a chosen target serve itself."""
+    for size in range(1, budget + 1):
+        for chosen in combinations(range(n_sources), size):
+            served = [[t] if t in chosen else chosen for t in range(n_targets)]
+            yield from product(*served)
+
+
+def test_assignment_regret_by_brute_force():
+    truth, score = at_random(5, 5, seed=3), at_random(5, 5, seed=4)
+    worth, wish = truth.values.copy(), 1 / (1 + oracle.priority(score.where(score.source != score.target)).values)
+    for matrix in (worth, wish):
+        np.fill_diagonal(matrix, -np.inf)
+        np.fill_diagonal(matrix, np.nanmax(matrix, axis=0))
+    truth = truth.where(truth.source != truth.target)
+    for budget in (1, 2, 3):
+        ways = list(assignments(5, 5, budget))
+        totals = [sum(worth[s, t] for t, s in enumerate(way)) for way in ways]
+        wishes = [sum(wish[s, t] for t, s in enumerate(way)) for way in ways]
+        achieved = np.array([total for total, wish in zip(totals, wishes, strict=True) if wish > max(wishes) - 1e-9])
+        sets = list(combinations(range(5), budget))
+        random = [sum(worth[t, t] if t in c else worth[list(c), t].mean() for t in range(5)) for c in sets]
+        expected = (max(totals) - achieved) / (max(totals) - np.mean(random))
+        assert np.isclose(ranking.assignment_regret(score, truth, budget), expected).any()
+        assert len(expected) < len(ways) / 4
+
+
+def test_assignment_regret_of_the_truths_own_order_is_small_and_errors():
+    truth = at_random(6, 6)
+    assert ranking.assignment_regret(truth, truth, 5) < 0.5
+    with pytest.raises(ValueError, match="budget is 6 of 6 sources"):
+        ranking.assignment_regret(truth, truth, 6)
+    with pytest.raises(ValueError, match="every target must be one"):
+        four = ["s0", "s1", "s2", "s3"]
+        ranking.assignment_regret(at_random(4, 4).isel(source=slice(3)), scores(np.eye(3, 4), four[:3], four), 1)
+
+
+# Mantel's test
+
+
+def symmetric(n, seed):
+    values = np.random.default_rng(seed).normal(size=(n, n))
+    return scores(values + values.T)
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_mantel_against_all_permutations(ranks):
+    first, second = symmetric(5, 0), symmetric(5, 1)
+    upper = np.triu_indices(5, 1)
+    measure = spearmanr if ranks else pearsonr
+    every = [measure(first.values[np.ix_(p, p)][upper], second.values[upper])[0] for p in permutations(range(5))]
+    found = ranking.mantel(first, second, ranks=ranks, n_permutations=20_000)
+    assert found.correlation == pytest.approx(every[0])
+    assert found.p_value == pytest.approx(np.mean(np.array(every) >= every[0] - 1e-12), abs=0.02)
+
+
+def test_mantel_finds_likeness_and_not_its_opposite():
+    first = symmetric(8, 0)
+    assert ranking.mantel(first, 3 * first + 1) == (pytest.approx(1), pytest.approx(1e-4, abs=1e-4))
+    assert ranking.mantel(first, -first).p_value > 0.99
+    shuffled = first.isel(source=[3, 1, 0, 2, 7, 6, 5, 4], target=[5, 0, 1, 2, 3, 4, 7, 6])
+    assert ranking.mantel(first, shuffled).correlation == pytest.approx(1)
+
+
+def test_mantel_has_its_level():
+    p_values = [ranking.mantel(symmetric(6, s), symmetric(6, s + 500), n_permutations=199).p_value for s in range(300)]
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.05)
+
+
+def test_mantel_refuses_what_it_cannot_permute():
+    with pytest.raises(ValueError, match="at least four"):
+        ranking.mantel(symmetric(3, 0), symmetric(3, 1))
+    with pytest.raises(ValueError, match="the same models"):
+        ranking.mantel(symmetric(5, 0), symmetric(6, 1))
+    with pytest.raises(ValueError, match="symmetric"):
+        ranking.mantel(at_random(5, 5), symmetric(5, 1))
+    with pytest.raises(ValueError, match="equally near"):
+        ranking.mantel(symmetric(5, 0), symmetric(5, 1) * 0)

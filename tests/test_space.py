@@ -140,3 +140,28 @@ def test_a_tree_needs_a_symmetric_square():
     lopsided[0, 1] += 0.5
     with pytest.raises(ValueError, match="symmetric"):
         space.tree(lopsided)
+
+
+def test_trees_agree_with_themselves_and_not_with_noise():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2, 12, 30))
+    first, second = (labelled(np.corrcoef(p)) for p in points)
+    assert space.cophenetic_agreement(first, first) == pytest.approx(1)
+    order = [5, 2, 0, 1, 3, 4, 7, 6, 11, 10, 9, 8]
+    assert space.cophenetic_agreement(first, first.isel(source=order, target=order)) == pytest.approx(1)
+    assert abs(space.cophenetic_agreement(first, second)) < 0.5
+
+
+def test_cophenetic_agreement_worked_by_hand():
+    # a tree joins c and d at 0.2, a and b at 0.6, all at 0.9; the other b and c at 0.1, d at 0.5, a at 0.9
+    first = labelled(1 - np.array([[0, 6, 9, 9], [6, 0, 9, 9], [9, 9, 0, 2], [9, 9, 2, 0]]) / 10)
+    second = labelled(1 - np.array([[0, 9, 9, 9], [9, 0, 1, 5], [9, 1, 0, 5], [9, 5, 5, 0]]) / 10)
+    expected = np.corrcoef([6, 9, 9, 9, 9, 2], [9, 9, 9, 1, 5, 5])[0, 1]
+    assert space.cophenetic_agreement(first, second) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="three models in common, there are 2"):
+        space.cophenetic_agreement(first[:2, :2], second)
+
+
+def labelled(values):
+    names = [f"m{i}" for i in range(len(values))]
+    return xr.DataArray(values, {"source": names, "target": names}, ("source", "target"))
