@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -10,7 +11,7 @@ help:
 	@echo "make test     all tests: ruff, pytest, the notebooks, a small book with warnings as errors"
 	@echo "make smoke    the book with as little data as shows that every step works"
 	@echo "make paper    the book with as many images as there are"
-	@echo "make bank     the task banks: three times rooms, networks and transfers; takes hours, goes on where it stopped"
+	@echo "make bank     the task banks: three times rooms, networks and transfers; takes two hours, goes on where it stopped"
 	@echo "make lab      JupyterLab, in the browser"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make format   let ruff lay out the Python files"
@@ -18,6 +19,7 @@ help:
 	@echo "make clean    remove what was built; the environment stays"
 	@echo "make distclean  remove the environment too"
 	@echo "With another Python or another place for the environment: make book PYTHON=python3.12 VENV=/path/to/folder"
+	@echo "More processes for the task banks: make bank WORKERS=8"
 
 install:
 	@command -v "$(PYTHON)" >/dev/null || \
@@ -28,7 +30,7 @@ book smoke paper: install
 	@"$(BIN)/python" -m support.book --profile $@
 
 bank: install
-	@for seed in 0 1 2; do "$(BIN)/python" -m support.bank all --seed $$seed || exit 1; done
+	@for seed in 0 1 2; do "$(BIN)/python" -m support.bank all --seed $$seed --workers $(WORKERS) || exit 1; done
 	@"$(BIN)/python" -m support.bank report
 
 test: install

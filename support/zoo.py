@@ -421,6 +421,8 @@ class _BankNetwork:
         return "" if self._file(seed).is_file() else f"python -m support.bank all --seed {seed or 0}"
 
     def load(self, name, seed=None):
+        if self.how(seed):
+            raise FileNotFoundError(f"bank {seed or 0} has not been made: {self.how(seed)}")
         encoder = bank.load_encoder(self._file(seed), self.task)
         return Encoder(
             self.task,

