@@ -1,4 +1,6 @@
-"""Attribution maps: saliency, gradient × input and ε-LRP of the mean of a representation, in probe space."""
+"""Attribution maps in probe space: those of the paper, of the mean of a representation, and others beside them."""
+
+import functools
 
 import numpy as np
 import torch
@@ -6,9 +8,18 @@ import xarray as xr
 from captum.attr import Saliency
 from tqdm import tqdm
 
-from support import epsilon_lrp
+from support import epsilon_lrp, invariant
 
-METHODS = ("saliency", "gradient_x_input", "epsilon_lrp")
+PUBLISHED = ("saliency", "gradient_x_input", "epsilon_lrp")
+INVARIANT = ("whitened_energy", "whitened_energy_x_input", "relational")
+EXPLORATORY = ("gradient", "unit_saliency")
+METHODS = PUBLISHED + INVARIANT + EXPLORATORY
+_SCALARS = dict.fromkeys(METHODS, "mean of the representation's units") | {
+    "whitened_energy": "whitened energy",
+    "whitened_energy_x_input": "whitened energy",
+    "relational": "whitened similarity to a reference image",
+    "unit_saliency": "each of the representation's units",
+}
 PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}  # first guess of a batch, halved when memory runs out
 
 
@@ -18,17 +29,28 @@ def attribute(
     method="epsilon_lrp",
     *,
     epsilon=1e-4,
+    ridge=1e-6,
+    n_references=12,
     channels="mean",
     device="auto",
     batch_size=None,
     progress=True,
 ):
-    """Attribution maps of each encoder's mean representation for each image, brought back to the probe's size.
+    """Attribution maps of each encoder for each image, brought back to the probe's size.
 
-    Song et al. (2019), Section 3.2. The attributed scalar is the mean of all units of R(T(x)); saliency is the
-    absolute value of its gradient, gradient × input that gradient times T(x), ε-LRP a modified gradient times T(x)
-    (Ancona et al. 2018; see `support.epsilon_lrp`). The maps are those of the encoder's own input T(x), returned to
-    the probe by `Encoder.restore`.
+    The maps are those of the encoder's own input T(x), returned to the probe by `Encoder.restore`. Of which scalar:
+
+    * `PUBLISHED` (Song et al. 2019, Section 3.2): the mean of all units of R(T(x)). Saliency is the absolute value of
+      its gradient, gradient × input that gradient times T(x), ε-LRP a modified gradient times T(x) (Ancona et al.
+      2018; see `support.epsilon_lrp`).
+    * `INVARIANT`: scalars that an invertible linear map of the channels of R leaves as they are, so that the network's
+      choice of units does not count. "whitened_energy" is the signed gradient of E = ½ Σ (r − µ)ᵀ C⁻¹ (r − µ), summed
+      over positions, with µ and C the mean and covariance of the channels over all positions of all the images given
+      (see `invariant.energy_gradient`); "whitened_energy_x_input" is that gradient times T(x). "relational" is
+      gradient × input, with respect to x alone, of Σ (r(x) − µ)ᵀ C⁻¹ (r(x′) − µ), for each of several reference
+      images x′ spread evenly over the images given. For x′ = x that is "whitened_energy_x_input".
+    * `EXPLORATORY`: "gradient" is the signed gradient of the mean unit, "unit_saliency" the mean over all units of the
+      absolute gradient of each.
 
     Parameters
     ----------
@@ -37,10 +59,14 @@ def attribute(
     images : xarray.DataArray
         Probe images, (image, y, x, channel), float32 in [0, 1], as `probe.load` returns them.
     method : str or sequence of str, default "epsilon_lrp"
-        From `METHODS`. Several methods share their passes: both gradient methods need one forward and one backward
-        pass together, ε-LRP another of each.
+        From `METHODS`; "relational" only by itself, as its maps have an axis more. Several methods share their passes,
+        see Notes.
     epsilon : float, default 1e-4
         Stabiliser of ε-LRP.
+    ridge : float, default 1e-6
+        What the `INVARIANT` methods add to the diagonal of C, as a share of the channels' mean variance.
+    n_references : int, default 12
+        Reference images of "relational"; all images where there are fewer.
     channels : {"mean", "keep"}, default "mean"
         Average the maps over the colour channels (the authors' program), or keep them (the paper's equation).
     device : str, default "auto"
@@ -54,49 +80,74 @@ def attribute(
     -------
     xarray.DataArray
         float32, (model, image, y, x), with "channel" last when kept, and "attribution" (the method) first when a
-        sequence of methods was asked for. Unit: that of the mean representation (for saliency: that unit per unit of
-        the encoder's input).
+        sequence of methods was asked for. "relational" has the axis "reference" after "image", labelled with the
+        reference image; `space.affinity` takes the mean of the cosines over it. Unit: that of the representation; 1
+        for the invariant methods; per unit of the encoder's input where the gradient is not multiplied with it.
 
     Raises
     ------
     ValueError
-        An unknown method, device or `channels`, images with other axes, two encoders of one name, an operation that
-        ε-LRP has no rule for (encoder and operation are named), or a `batch_size` that is not positive.
+        An unknown method, device or `channels`, "relational" together with another method, images with other axes, two
+        encoders of one name, an operation that ε-LRP has no rule for (encoder and operation are named), a
+        representation that cannot be whitened (the encoder is named), or a `ridge`, `n_references` or `batch_size`
+        that is not positive.
     MemoryError
         Not even one image (or not `batch_size` images) fits into memory.
+
+    Notes
+    -----
+    Passes over all images: saliency, gradient and gradient × input need one forward and one backward pass together,
+    ε-LRP another of each. For µ and C the invariant methods need a forward pass of their own; then one forward and
+    one backward pass give both forms of the whitened energy, one forward and `n_references` backward passes the
+    relational maps. Unit saliency takes one forward pass and a backward pass per unit.
     """
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
-    _check(encoders, methods, images, channels, batch_size)
+    _check(encoders, methods, images, ridge, n_references, channels, batch_size)
     device = _device(device)
     size = images.sizes["y"], images.sizes["x"]
-    colours = ("channel",) if channels == "keep" else ()
-    shape = (len(methods), len(encoders), images.sizes["image"], *size) + (3,) * len(colours)
-    maps = np.empty(shape, np.float32)
-    with tqdm(total=len(encoders) * shape[2], unit="map", disable=not progress, desc=" + ".join(methods)) as bar:
+    n_images = images.sizes["image"]
+    references = np.linspace(0, n_images - 1, min(n_references, n_images)).round().astype(int)
+    sizes = {"attribution": len(methods), "model": len(encoders), "image": n_images}
+    coords = {"attribution": methods, "model": [e.name for e in encoders], "image": images.image.values}
+    if "relational" in methods:
+        sizes["reference"], coords["reference"] = len(references), images.image.values[references]
+    sizes |= {"y": size[0], "x": size[1]}
+    if channels == "keep":
+        sizes["channel"], coords["channel"] = 3, images.channel.values
+    maps = np.empty(tuple(sizes.values()), np.float32)
+    with tqdm(total=len(encoders) * n_images, unit="map", disable=not progress, desc=" + ".join(methods)) as bar:
         for m, encoder in enumerate(encoders):
             home = encoder.device
             try:
                 encoder.to(device)
-                for block, several in _batches(encoder, images, methods, epsilon, device, batch_size):
-                    several = [encoder.restore(one, size).cpu() for one in several]
-                    maps[:, m, block] = torch.stack([a if colours else a.mean(-1) for a in several])
+                slopes = None
+                if set(INVARIANT) & set(methods):
+                    slopes = _slopes(encoder, images, references, ridge, device, batch_size)
+                compute = functools.partial(_maps, encoder, methods, epsilon, slopes)
+                for block, several in _batches(encoder, images, compute, device, batch_size):
+                    several = [_restore(encoder, one, size).cpu() for one in several]
+                    maps[:, m, block] = torch.stack([a if channels == "keep" else a.mean(-1) for a in several])
                     bar.update(block.stop - block.start)
             finally:
                 encoder.to(home)
-    coords = {"attribution": methods, "model": [e.name for e in encoders], "image": images.image.values}
-    if colours:
-        coords["channel"] = images.channel.values
-    result = xr.DataArray(maps, coords, ("attribution", "model", "image", "y", "x", *colours), name="map")
+    result = xr.DataArray(maps, coords, tuple(sizes), name="map")
     result.attrs = {f"probe_{k.removeprefix('probe_')}": v for k, v in images.attrs.items()}
-    result.attrs |= {"channels": channels, "epsilon": epsilon, "scalar": "mean of the representation's units"}
+    result.attrs |= {"channels": channels, "epsilon": epsilon, "ridge": ridge}
+    result.attrs["scalar"] = "; ".join(dict.fromkeys(_SCALARS[m] for m in methods))
     return result if not isinstance(method, str) else result.sel(attribution=method)
 
 
-def _check(encoders, methods, images, channels, batch_size):
+def _check(encoders, methods, images, ridge, n_references, channels, batch_size):
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise ValueError(f"unknown attribution method {unknown}: the methods are {', '.join(METHODS)}")
+    if "relational" in methods and len(methods) > 1:
+        raise ValueError('the maps of "relational" have an axis more, the reference image: ask for it by itself')
+    if not 0 < ridge < np.inf:
+        raise ValueError(f"ridge must be positive and finite, got {ridge}")
+    if n_references < 1:
+        raise ValueError(f"n_references must be at least 1, got {n_references}")
     if channels not in ("mean", "keep"):
         raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
     names = [e.name for e in encoders]
@@ -123,8 +174,8 @@ def _device(name):
     return device
 
 
-def _batches(encoder, images, methods, epsilon, device, batch_size):
-    """Yield (slice of images, one map in the encoder's own input space per method)."""
+def _batches(encoder, images, compute, device, batch_size):
+    """Yield (slice of images, what `compute` makes of the encoder's inputs for them)."""
     height, width = encoder.input_size
     size = batch_size or max(1, PIXELS_AT_ONCE.get(device.type, 2**19) // (height * width))
     size = min(size, images.sizes["image"])
@@ -132,7 +183,7 @@ def _batches(encoder, images, methods, epsilon, device, batch_size):
     while start < images.sizes["image"]:
         block = slice(start, min(start + size, images.sizes["image"]))
         try:
-            maps = _maps(encoder, encoder.preprocess(images.isel(image=block)), methods, epsilon)
+            result = compute(encoder.preprocess(images.isel(image=block)))
         except RuntimeError as error:
             text = str(error).lower()
             if "out of memory" not in text and "allocate memory" not in text:
@@ -143,22 +194,73 @@ def _batches(encoder, images, methods, epsilon, device, batch_size):
                 ) from error
             size //= 2
             continue
-        yield block, maps
+        yield block, result
         start = block.stop
 
 
-def _maps(encoder, inputs, methods, epsilon):
+def _slopes(encoder, images, references, ridge, device, batch_size):
+    """Gradient of the whitened energy with respect to R, as a function of R, and its values at the references."""
+    at_references = {}
+
+    def representations():
+        for block, values in _batches(encoder, images, torch.no_grad()(encoder.represent), device, batch_size):
+            inside = [i for i in references if block.start <= i < block.stop]
+            at_references.update({i: values[i - block.start].clone() for i in inside})
+            yield values
+
+    try:
+        gradient = invariant.energy_gradient(representations(), ridge)
+    except ValueError as error:
+        raise ValueError(f"{encoder.name}: {error}") from error
+    return gradient, gradient(torch.stack([at_references[i] for i in references]))
+
+
+def _maps(encoder, methods, epsilon, slopes, inputs):
+    """One map, in the encoder's own input space, per method."""
+
     def mean_unit(x):
         return encoder.represent(x).flatten(1).mean(1)
 
     maps = {}
-    if {"saliency", "gradient_x_input"} & set(methods):
+    if {"saliency", "gradient_x_input", "gradient"} & set(methods):
         gradient = Saliency(mean_unit).attribute(inputs.requires_grad_(), abs=False)
         inputs = inputs.detach()
-        maps = {"saliency": gradient.abs(), "gradient_x_input": gradient * inputs}
+        maps = {"saliency": gradient.abs(), "gradient_x_input": gradient * inputs, "gradient": gradient}
     if "epsilon_lrp" in methods:
         try:
             maps["epsilon_lrp"] = inputs * epsilon_lrp.modified_gradient(mean_unit, inputs, epsilon)
         except ValueError as error:
             raise ValueError(f"{encoder.name}: {error}") from error
+    if {*INVARIANT, "unit_saliency"} & set(methods):
+        maps |= _maps_of_units(encoder, methods, slopes, inputs)
     return [maps[m] for m in methods]
+
+
+def _maps_of_units(encoder, methods, slopes, inputs):
+    """Maps by method of the scalars that are not the mean unit, all from one forward pass."""
+    inputs = inputs.detach().requires_grad_()
+    representation = encoder.represent(inputs)
+
+    def weighted(slope):
+        return torch.autograd.grad(representation, inputs, slope.expand_as(representation), retain_graph=True)[0]
+
+    maps = {}
+    if {"whitened_energy", "whitened_energy_x_input"} & set(methods):
+        gradient, _ = slopes
+        maps["whitened_energy"] = weighted(gradient(representation.detach()))
+        maps["whitened_energy_x_input"] = maps["whitened_energy"] * inputs.detach()
+    if "relational" in methods:
+        _, at_references = slopes
+        maps["relational"] = torch.stack([weighted(slope) * inputs.detach() for slope in at_references], 1)
+    if "unit_saliency" in methods:
+        units = representation.flatten(1)
+        total = torch.zeros_like(inputs)
+        for k in range(units.shape[1]):
+            total += torch.autograd.grad(units[:, k].sum(), inputs, retain_graph=True)[0].abs()
+        maps["unit_saliency"] = total / units.shape[1]
+    return maps
+
+
+def _restore(encoder, maps, size):
+    """T⁻¹ of maps (image, …) or (image, reference, …)."""
+    return encoder.restore(maps.flatten(0, -4), size).unflatten(0, maps.shape[:-3])

@@ -19,7 +19,16 @@ plt.rcParams.update(
 )
 pd.set_option("display.max_colwidth", None)
 xr.set_options(display_expand_data=False)
-METHOD_TITLES = {"saliency": "saliency", "gradient_x_input": "gradient × input", "epsilon_lrp": "ε-LRP"}
+METHOD_TITLES = {
+    "saliency": "saliency",
+    "gradient_x_input": "gradient × input",
+    "epsilon_lrp": "ε-LRP",
+    "whitened_energy": "whitened energy",
+    "whitened_energy_x_input": "whitened energy × input",
+    "relational": "relational",
+    "gradient": "gradient",
+    "unit_saliency": "unit saliency",
+}
 
 
 def short(name):

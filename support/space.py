@@ -17,8 +17,9 @@ def affinity(maps, channels="mean"):
     Parameters
     ----------
     maps : xarray.DataArray
-        (model, image, y, x) or (model, image, y, x, channel), as `attribution.attribute` returns them; read in blocks
-        of images, so that an array on disk need not fit into memory.
+        (model, image, y, x) or (model, image, y, x, channel), as `attribution.attribute` returns them, with the axis
+        reference after image where an image has a map per reference image: its cosine is the mean over them. Read in
+        blocks of images, so that an array on disk need not fit into memory.
     channels : {"mean", "keep"}, default "mean"
         Average the maps over their channels before the cosine (the authors' program), or take the cosine over all
         y · x · channel values (the paper's equation). "keep" needs maps that were computed with channels="keep".
@@ -175,8 +176,12 @@ def _cosines(maps, channels):
         raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
     if "attribution" in maps.dims:
         raise ValueError('the maps are of several methods: select one, e.g. maps.sel(attribution="saliency")')
-    if maps.dims not in (("model", "image", "y", "x"), ("model", "image", "y", "x", "channel")):
-        raise ValueError(f"maps have dimensions (model, image, y, x) or (…, channel), not {maps.dims}")
+    missing = {"reference", "channel"} - set(maps.dims)
+    if maps.dims != tuple(d for d in ("model", "image", "reference", "y", "x", "channel") if d not in missing):
+        raise ValueError(
+            "maps have dimensions (model, image, y, x), or (model, image, reference, y, x), or these and channel, "
+            f"not {maps.dims}"
+        )
     if channels == "keep" and "channel" not in maps.dims:
         raise ValueError('these maps hold no channels: compute them with attribute(..., channels="keep")')
     if not maps.size:
@@ -186,10 +191,13 @@ def _cosines(maps, channels):
         block = maps.isel(image=slice(start, start + step))
         if channels == "mean" and "channel" in maps.dims:
             block = block.mean("channel", skipna=False)
-        points = block.values.astype(np.float32).reshape(*block.shape[:2], -1).swapaxes(0, 1)  # (image, model, values)
+        if "reference" in missing:
+            block = block.expand_dims("reference", 2)
+        points = block.values.astype(np.float32).reshape(*block.shape[:3], -1)
+        points = points.transpose(1, 2, 0, 3)  # (image, reference, model, values)
         largest = np.abs(points).max(-1, keepdims=True)
-        for i, m in np.argwhere(~(np.isfinite(largest) & (largest > 0))[..., 0])[:1]:
-            what = "zero everywhere" if largest[i, m, 0] == 0 else "not finite"
+        for i, r, m in np.argwhere(~(np.isfinite(largest) & (largest > 0))[..., 0])[:1]:
+            what = "zero everywhere" if largest[i, r, m, 0] == 0 else "not finite"
             raise ValueError(
                 f"the map of model {maps.model.values[m]} for image {block.image.values[i]} is {what}: "
                 "its direction, and so its cosine, is undefined; leave out that model or that image"
@@ -198,5 +206,5 @@ def _cosines(maps, channels):
         points /= np.linalg.norm(points, axis=-1, keepdims=True)
         models = maps.model.values
         coords = {"image": block.image.values, "source": models, "target": models}
-        values = np.clip(points @ points.swapaxes(1, 2), -1, 1).astype(np.float64)
+        values = np.clip(points @ points.swapaxes(2, 3), -1, 1).astype(np.float64).mean(1)
         yield xr.DataArray(values, coords, ("image", "source", "target"))

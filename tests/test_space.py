@@ -78,6 +78,21 @@ def test_blocks_of_images_change_nothing(monkeypatch):
     assert space.cosines(maps).sizes["image"] == maps.sizes["image"]
 
 
+@pytest.mark.parametrize("channels", ["mean", "keep"])
+def test_maps_for_several_references_count_as_maps_of_further_images(channels):
+    several = [some_maps(seed=seed) for seed in range(4)]
+    maps = xr.concat(several, "reference").transpose("model", "image", "reference", "y", "x", "channel")
+    laid_in_a_row = xr.concat([one.assign_coords(image=one.image + 100 * n) for n, one in enumerate(several)], "image")
+    expected = space.affinity(laid_in_a_row, channels)
+    xr.testing.assert_allclose(space.affinity(maps, channels), expected, rtol=1e-6)
+    by_image = space.cosines(maps, channels)
+    assert by_image.dims == ("image", "source", "target") and by_image.sizes["image"] == 7
+    xr.testing.assert_allclose(by_image, sum(space.cosines(one, channels) for one in several) / 4, rtol=1e-6)
+    maps[2, 5, 3] = 0
+    with pytest.raises(ValueError, match="model m2 for image 5 is zero"):
+        space.affinity(maps, channels)
+
+
 def test_affinity_is_the_mean_of_the_cosines():
     maps = some_maps()
     xr.testing.assert_allclose(space.cosines(maps).mean("image"), space.affinity(maps).drop_attrs(), rtol=1e-6)

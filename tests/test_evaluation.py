@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from support import attribution, evaluation, oracle, ranking, similarity, space
+from support.zoo import Encoder
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    torch.manual_seed(0)
+
+    def network():
+        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.ReLU())
+
+    return [Encoder(name, network(), task="toy", family="toy", input_size=(12, 12)) for name in "abcd"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    values = np.random.default_rng(0).random((8, 12, 12, 3), np.float32)
+    return xr.DataArray(values, {"channel": list("rgb")}, ("image", "y", "x", "channel"))
+
+
+def test_each_score_is_that_of_its_module(encoders, images):
+    found = evaluation.affinities(encoders, images, device="cpu", progress=False)
+    assert found.score.values.tolist() == list(evaluation.SCORES) and found.dims == ("score", "source", "target")
+    for name in attribution.METHODS[:6]:
+        maps = attribution.attribute(encoders, images, name, channels="keep", device="cpu", progress=False)
+        expected = space.affinity(maps, channels="mean" if name in attribution.PUBLISHED else "keep")
+        np.testing.assert_allclose(found.sel(score=name), expected, rtol=1e-5)
+    units = {e.name: e.represent(e.preprocess(images)).numpy() for e in encoders}
+    for name in similarity.METHODS:
+        np.testing.assert_allclose(found.sel(score=name), similarity.matrix(units, name))
+
+
+def test_one_score_alone_is_the_same_as_among_others(encoders, images):
+    several = evaluation.affinities(encoders, images, ["rsa", "gradient", "saliency"], device="cpu", progress=False)
+    assert several.score.values.tolist() == ["rsa", "gradient", "saliency"]
+    for name in several.score.values:
+        alone = evaluation.affinities(encoders, images, [name], device="cpu", progress=False)
+        np.testing.assert_allclose(alone[0], several.sel(score=name), rtol=1e-6)
+
+
+def test_quality_of_the_truth_is_perfect_and_of_its_opposite_is_not():
+    truth = oracle.load("taskonomy")
+    both = xr.concat([truth, -truth], "score").assign_coords(score=["truth", "opposite"])
+    found = evaluation.quality(both, truth)
+    assert found.dims == ("score", "measure", "target") and found.sizes["target"] == 18
+    assert (found.sel(score="truth") == 1).all()
+    assert found.sel(score="opposite", measure="Spearman").mean() == pytest.approx(-1)
+    assert found.sel(score="opposite", measure="P@3").sum() == 0
+    score = ranking.popularity(truth)
+    assert float(evaluation.quality(score.expand_dims(score=["p"]), truth).sel(measure="P@5").mean()) == pytest.approx(
+        ranking.precision_at_k(score, truth, k=5)
+    )
+
+
+def test_unknown_scores_are_named(encoders, images):
+    with pytest.raises(ValueError, match="unknown scores nonsense; known: saliency"):
+        evaluation.affinities(encoders, images, ["svcca", "nonsense"])
+    with pytest.raises(ValueError, match="unknown scores"):
+        evaluation.affinities(encoders, images, [])
