@@ -2,8 +2,9 @@
 
 import torch
 import xarray as xr
+from tqdm import tqdm
 
-from support import attribution, ranking, similarity, space
+from support import attribution, oracle, probe, ranking, similarity, space, zoo
 
 AVERAGED = attribution.PUBLISHED  # maps averaged over their colours before the cosine, as in the authors' program
 SCORES = (*attribution.PUBLISHED, *attribution.INVARIANT, *similarity.METHODS)
@@ -62,33 +63,82 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
     return _stacked({name: found[name] for name in scores}, "score", "affinity")
 
 
+def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", progress=True):
+    """Scores of every two networks of several task banks, with rooms and with photographs as probe.
+
+    Parameters
+    ----------
+    banks : sequence of int
+        Their seeds, which are the seeds of the probe images as well.
+    n_images, n_photographs : int
+        Number of rooms, and of tiles of the collection "photos", 64 pixels a side.
+    scores, device
+        As for `affinities`.
+    progress : bool, default True
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (bank, probe, score, source, target), probe "rooms" and "photographs".
+
+    Raises
+    ------
+    ValueError
+        As for `affinities` and `probe.load`.
+    FileNotFoundError
+        As for `zoo.load_all`.
+    """
+    probes = {"rooms": ("rooms", n_images), "photographs": ("photos", n_photographs)}
+    found = {}
+    with tqdm(total=len(banks) * len(probes), desc="banks × probes", disable=not progress) as bar:
+        for bank in banks:
+            encoders, by_probe = zoo.load_all("bank", seed=bank), {}
+            for name, (source, count) in probes.items():
+                images = probe.load(source, n_images=count, size=64, seed=bank)
+                by_probe[name] = affinities(encoders, images, scores, device=device, progress=False)
+                bar.update()
+            found[bank] = _stacked(by_probe, "probe", "affinity")
+    return _stacked(found, "bank", "affinity").assign_attrs(n_images=n_images, n_photographs=n_photographs)
+
+
+def truths(banks):
+    """Oracles of several task banks: `oracle.load` of each, stacked to (bank, source, target)."""
+    return _stacked({bank: oracle.load("bank", seed=bank) for bank in banks}, "bank", "transferability")
+
+
 def quality(affinities, truth, measures=MEASURES):
-    """How well each score ranks the sources of each target.
+    """How well scores rank the sources of each target.
 
     Parameters
     ----------
     affinities : xarray.DataArray
-        (score, source, target), higher is better.
+        (…, source, target), higher is better.
     truth : xarray.DataArray
-        (source, target), higher is better, as `oracle.load` returns it.
+        (source, target), higher is better, as `oracle.load` returns it; or (bank, source, target) where the affinities
+        are of several banks.
     measures : dict of str to callable
         (affinity, truth) → (target); `MEASURES` by default.
 
     Returns
     -------
     xarray.DataArray
-        float64 (score, measure, target), higher is better.
+        float64 (…, measure, target).
 
     Raises
     ------
     ValueError
         As for `ranking.precision_at_k` and `ranking.spearman`.
     """
-    rows = {
-        name: _stacked({key: m(affinities.sel(score=name), truth) for key, m in measures.items()}, "measure", "quality")
-        for name in affinities.score.values.tolist()
-    }
-    return _stacked(rows, "score", "quality")
+    outer = [dim for dim in affinities.dims if dim not in ("source", "target")]
+    if outer:
+        dim = outer[0]
+        parts = {}
+        for name in affinities[dim].values.tolist():
+            of_it = truth.sel(bank=name) if dim == "bank" and "bank" in truth.dims else truth
+            parts[name] = quality(affinities.sel({dim: name}), of_it, measures)
+        return _stacked(parts, dim, "quality")
+    return _stacked({name: measure(affinities, truth) for name, measure in measures.items()}, "measure", "quality")
 
 
 def _stacked(arrays, dim, name):

@@ -4,7 +4,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from support import attribution, evaluation, oracle, ranking, similarity, space
+from support import attribution, evaluation, oracle, probe, ranking, similarity, space, zoo
 from support.zoo import Encoder
 
 
@@ -56,6 +56,28 @@ def test_quality_of_the_truth_is_perfect_and_of_its_opposite_is_not():
     assert float(evaluation.quality(score.expand_dims(score=["p"]), truth).sel(measure="P@5").mean()) == pytest.approx(
         ranking.precision_at_k(score, truth, k=5)
     )
+
+
+def test_banks_are_judged_by_their_own_oracles():
+    truth = evaluation.truths([0, 1])
+    assert truth.dims == ("bank", "source", "target") and truth.sizes["bank"] == 2
+    found = evaluation.quality(truth.expand_dims(score=["own"]), truth)
+    assert set(found.dims) == {"score", "bank", "measure", "target"} and (found == 1).all()
+    other = evaluation.quality(truth.assign_coords(bank=[1, 0]), truth).sel(measure="Spearman")
+    assert 0.5 < other.mean() < 1
+    np.testing.assert_allclose(
+        other.sel(bank=1), ranking.spearman(oracle.load("bank", seed=0), oracle.load("bank", seed=1), mean=False)
+    )
+
+
+def test_scores_of_banks_are_those_of_their_networks_and_images():
+    found = evaluation.of_banks([1], 3, 2, ["gradient_x_input", "svcca"], device="cpu", progress=False)
+    assert dict(found.sizes) == {"bank": 1, "probe": 2, "score": 2, "source": 20, "target": 20}
+    images = probe.load("photos", n_images=2, size=64, seed=1)
+    expected = evaluation.affinities(
+        zoo.load_all("bank", seed=1), images, ["gradient_x_input", "svcca"], device="cpu", progress=False
+    )
+    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-6)
 
 
 def test_unknown_scores_are_named(encoders, images):
