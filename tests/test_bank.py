@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import signal
@@ -12,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from support import oracle
+from support import oracle, wheels
 from support.bank import networks, rooms, tasks, training, transfers, work
 from support.bank.__main__ import main
 
 ROOT = Path(__file__).parents[1]
+SEEDS = (0, 1, 2)
 RESULTS = ("encoders_seed0.safetensors", "decoders_seed0.safetensors", "losses_seed0.npz")
 
 
@@ -363,3 +365,57 @@ def test_command_line_says_what_to_do(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(arguments)
         assert message in capsys.readouterr().err
+
+
+# the banks that ship
+
+
+def test_every_shipped_network_beats_the_constant():
+    for seed in SEEDS:
+        data = oracle.losses(seed)
+        assert data.task.size == 20 and data.source.size == 21 and data.target.size == 18
+        own, constant = data["loss_own"], data["loss_constant"]
+        assert (own.mean("image") < 0.9 * constant.mean("image")).all()
+        assert ((own < constant).mean("image") > 0.7).all()
+
+
+def test_shipped_oracles_agree_with_themselves_and_each_other():
+    truths = [oracle.load("bank", seed=seed) for seed in SEEDS]
+    for first, second in itertools.combinations(truths, 2):
+        assert oracle.agreement(first, second).mean() >= 0.85
+    for seed, truth in zip(SEEDS, truths, strict=True):
+        data = oracle.losses(seed)
+        halves = oracle.half_splits(data["loss"], n_splits=2)
+        assert np.mean([oracle.agreement(*pair) for pair in halves]) >= 0.9
+        doubled = oracle.transferability(data["loss_double"].rename(target_double="target"))
+        assert doubled.sizes["target"] >= 3 and oracle.agreement(truth, doubled).mean() >= 0.9
+    pooled = oracle.load("bank")
+    assert pooled.attrs["seeds"] == list(SEEDS)
+    assert min(oracle.agreement(pooled, truth).mean() for truth in truths) > 0.9
+
+
+def test_shipped_random_encoder_is_in_the_last_third():
+    for seed in SEEDS:
+        losses, places = oracle.losses(seed)["loss"], []
+        for target in losses.target.values:
+            rivals = [name for name in losses.source.values if name != target]
+            scores = oracle.ahp(oracle.win_rates(losses.sel(source=rivals, target=[target])))
+            places.append((scores > scores.sel(source=oracle.RANDOM)).mean().item())
+        assert np.mean(places) > 2 / 3
+
+
+def test_shipped_files_are_the_documented_ones_and_small():
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    files = sorted(work.FOLDER.glob("*_seed*.*"))
+    assert len(files) == 9 and sum(path.stat().st_size for path in files) < 30e6
+    for path in files:
+        assert f"| `bank/{path.name}` | {path.stat().st_size:,} | `{wheels.sha256(path)}` |" in text
+
+
+def test_shipped_loss_is_that_of_the_shipped_network():
+    data, task = oracle.losses(0), tasks.TASKS["reshade"]
+    scene = rooms.render(0, data.image.values[0], data.image.values[0] + 4)
+    encoder = networks.load_encoder(work.FOLDER / "encoders_seed0.safetensors", "reshade")
+    decoder = networks.load_decoder(work.FOLDER / "decoders_seed0.safetensors", task)
+    found = tasks.losses(task, decoder(encoder(networks.normalise(scene["rgb"]))), task.target(scene))
+    np.testing.assert_allclose(found, data["loss_own"].sel(task="reshade")[:4], rtol=0.01)
