@@ -155,6 +155,41 @@ def matrix(values, label, ax=None):
     return ax.figure
 
 
+def hover_matrix(values, digits=2):
+    """A (source, target) matrix as a coloured table that tells source, target and value under the mouse.
+
+    Parameters
+    ----------
+    values : xarray.DataArray
+        (source, target), float; a model beside itself is left blank.
+    digits : int, default 2
+        Digits after the point.
+
+    Returns
+    -------
+    pandas.io.formats.style.Styler
+        Shown by a notebook; plain HTML, which needs no script.
+    """
+    values = values.transpose("source", "target")
+    itself = values.source.values[:, None] == values.target.values[None]
+    names = {axis: [short(name) for name in values[axis].values] for axis in ("source", "target")}
+    table = pd.DataFrame(np.where(itself, np.nan, values.values.astype(float)), names["source"], names["target"])
+    tips = [[f"{s} → {t}: {table.loc[s, t]:.{digits}f}" for t in names["target"]] for s in names["source"]]
+    return (
+        table.style.format(lambda _: "")
+        .background_gradient("viridis", axis=None)
+        .highlight_null("#e6e6e6")
+        .set_tooltips(pd.DataFrame(tips, *names.values()).mask(itself), as_title_attribute=True)
+        .set_table_styles(
+            [
+                {"selector": "th.col_heading", "props": "writing-mode: vertical-rl; padding: 2px; font-size: 75%"},
+                {"selector": "th.row_heading", "props": "padding: 0 4px; font-size: 75%"},
+                {"selector": "td", "props": "min-width: 14px; height: 14px; padding: 0"},
+            ]
+        )
+    )
+
+
 def tree(linkage, names, ax=None):
     """Draw a tree of models, root on the left.
 

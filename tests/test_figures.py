@@ -1,0 +1,29 @@
+import re
+
+import numpy as np
+import xarray as xr
+
+from support import figures
+
+
+def test_hover_matrix_tells_source_target_and_value():
+    coords = {"source": ["package:a", "b", "c"], "target": ["b", "c"]}
+    values = xr.DataArray([[0.125, 0.25], [9, 0.5], [0.75, 9]], coords, ("source", "target"))
+    html = figures.hover_matrix(values, digits=3).to_html()
+    told = re.findall(r'title="([^"]+)"', html)
+    assert told == ["a → b: 0.125", "a → c: 0.250", "b → c: 0.500", "c → b: 0.750"]
+    turned = figures.hover_matrix(values.transpose("target", "source"), digits=3).to_html()
+    assert re.findall(r'title="([^"]+)"', turned) == told
+    colours = re.findall(r"background-color: (#\w+)", html)
+    assert len(set(colours)) >= 5 and "#e6e6e6" in colours  # one for each value, and grey for a model beside itself
+
+
+def test_signed_maps_are_centred_on_white_and_others_start_at_black():
+    _, axes = figures.plt.subplots(1, 2)
+    signed = np.linspace(-1, 3, 100).reshape(10, 10)
+    figures.draw_map(axes[0], signed)
+    figures.draw_map(axes[1], abs(signed))
+    low, high = axes[0].images[0].get_clim()
+    assert low == -high and 2.5 < high < 3
+    assert axes[1].images[0].get_clim()[0] == 0
+    figures.plt.close("all")
