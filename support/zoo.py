@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
-from support import networks, onnx_import, oracle, wheels
+from support import networks, onnx_import, oracle, taskonomy, wheels
 from support.bank import networks as bank
 from support.bank import work
 from support.bank.tasks import TASKS
@@ -59,7 +59,8 @@ class Encoder:
     Parameters
     ----------
     name : str
-        What `load` calls it, e.g. ``"package:mobilenet_v2"``; for the task bank the bare task, as in the oracle.
+        What `load` calls it, e.g. ``"package:mobilenet_v2"``; for the task bank and Taskonomy the bare
+        task, as in the oracle.
     network : torch.nn.Module
         Preprocessed inputs → full output, head included.
     task, family : str
@@ -450,7 +451,29 @@ class _BankNetwork:
         return work.FOLDER / f"encoders_seed{seed or 0}.safetensors"
 
 
-_SCHEMES = {"package": _PACKAGE, "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)}}
+class _TaskonomyNetwork:
+    """One of Taskonomy's published encoders."""
+
+    family = "ResNet-50"
+
+    def __init__(self, task):
+        self.task = task
+
+    def how(self, seed=None):
+        """Command that makes it loadable; empty when it is."""
+        return "" if taskonomy.location(self.task).is_file() else f"python -m support.taskonomy {self.task}"
+
+    def load(self, name, seed=None):
+        if seed is not None:
+            raise ValueError(f"{name} has no seed, only the networks of the task bank have: leave it out")
+        return taskonomy.encoder(self.task)
+
+
+_SCHEMES = {
+    "package": _PACKAGE,
+    "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)},
+    "taskonomy": {task: _TaskonomyNetwork(task) for task in TASKS},
+}
 
 
 def _known():
@@ -463,7 +486,8 @@ def load(spec, device="cpu", seed=None):
     Parameters
     ----------
     spec : str
-        ``"package:NAME"`` or ``"bank:TASK"``; `available` lists the names. ``"bank:random"`` has random weights.
+        ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
+        random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
@@ -479,7 +503,7 @@ def load(spec, device="cpu", seed=None):
         No such network (the message lists those there are and the closest), a weight file with another SHA-256, or a
         seed for a network that has none.
     FileNotFoundError
-        The package is not installed, or the bank not made; the message gives the command.
+        The package is not installed, the bank not made, or the download failed; the message says what to do.
     """
     known = _known()
     if spec not in known:
@@ -498,7 +522,8 @@ def load_all(scheme, device="cpu", seed=None):
     Parameters
     ----------
     scheme : str
-        ``"package"``, or ``"bank"`` for the twenty task networks without the one of random weights.
+        ``"package"``, ``"bank"`` for the twenty task networks without the one of random weights, or ``"taskonomy"``
+        for those published encoders that are downloaded (all: ``python -m support.taskonomy all``).
     device : str or torch.device, optional
         Where the networks go.
     seed : int, optional

@@ -1,0 +1,333 @@
+"""Taskonomy's published encoders: the network, and its weights for twenty tasks, downloaded once.
+
+The weights are those of Zamir et al. (2018), "Taskonomy", in the PyTorch port of Sax et al. (2018), "Mid-Level Visual
+Representations Improve Generalization and Sample Efficiency for Learning Visuomotor Policies". About 95 MB a task:
+``python -m support.taskonomy edge3d``, or ``all``.
+"""
+
+import argparse
+import difflib
+import functools
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pooch
+import requests
+import torch
+from torch import nn
+
+from support import wheels
+from support.bank.networks import restore
+
+SIZE = 256  # pixels along a side of the images
+MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1]
+TIMEOUT = 30  # seconds that a server may be silent
+URL = "https://github.com/alexsax/visual-prior/raw/networks/assets/pytorch/"
+TABLE = Path(__file__).parents[1] / "data" / "taskonomy" / "encoders.csv"
+
+
+class _Bottleneck(nn.Module):
+    """Residual block of three convolutions to four times `width` channels; the middle one has the stride."""
+
+    def __init__(self, n_in, width, stride):
+        super().__init__()
+        n_out = 4 * width
+        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, n_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU()
+        if n_in != n_out:
+            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        else:
+            self.downsample = nn.MaxPool2d(1, stride)  # every stride-th position as it is
+
+    def forward(self, inputs):
+        hidden = self.relu(self.bn1(self.conv1(inputs)))
+        hidden = self.relu(self.bn2(self.conv2(hidden)))
+        return self.relu(self.downsample(inputs) + self.bn3(self.conv3(hidden)))
+
+
+class ResNet50(nn.Module):
+    """Taskonomy's encoder: (image, 3, 256, 256) in [−1, 1] to (image, 8, 16, 16), no unit negative.
+
+    The ResNet-50 of He et al. (2016), "Deep Residual Learning for Image Recognition", table 1, with the changes of
+    Taskonomy and of the TensorFlow library that it was trained with: the first two stages halve the resolution in their
+    last block, the other two keep it, and pooling pads below and to the right only. A 3 × 3 convolution to eight
+    channels with batch normalisation and ReLU takes the place of the classifier. The port of Sax et al. can further
+    normalise each channel of each image, which needs no weights and is left out here: the paper's representation ends
+    in ReLU. The keys of the state dictionary are those of the published files.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        n_in = 64
+        for number, (width, n_blocks, stride) in enumerate(((64, 3, 2), (128, 4, 2), (256, 6, 1), (512, 3, 1)), 1):
+            blocks = []
+            for block in range(1, n_blocks + 1):
+                blocks.append(_Bottleneck(n_in, width, stride if block == n_blocks else 1))
+                n_in = 4 * width
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.compress1 = nn.Conv2d(n_in, 8, 3, padding=1, bias=False)
+        self.compress_bn = nn.BatchNorm2d(8)
+
+    def forward(self, inputs):
+        hidden = self.maxpool(self.relu(self.bn1(self.conv1(inputs))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            hidden = stage(hidden)
+        return self.relu(self.compress_bn(self.compress1(hidden)))
+
+
+@functools.cache
+def published():
+    """The table of published encoders.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a task, named as by Taskonomy (the index): file, url and sha256 (str).
+    """
+    table = pd.read_csv(TABLE, index_col="task")
+    files = table["published_name"] + "_encoder-" + table["sha256"] + ".pth"
+    return pd.DataFrame({"file": files, "url": URL + files, "sha256": table["sha256"]})
+
+
+def location(task):
+    """Where the weights of a task are kept, whether they are there or not.
+
+    Parameters
+    ----------
+    task : str
+        Taskonomy's name, e.g. ``"edge3d"``.
+
+    Returns
+    -------
+    Path
+        In the folder that the environment variable TASKONOMY_FOLDER names, or else in the user's cache.
+
+    Raises
+    ------
+    ValueError
+        No such task; the message lists those there are.
+    """
+    known = published().index
+    if task not in known:
+        near = difflib.get_close_matches(str(task), known, 1, cutoff=0.4)
+        raise ValueError(
+            f"unknown task {task!r}"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + f" Taskonomy's encoders are {', '.join(known)}"
+        )
+    folder = os.environ.get("TASKONOMY_FOLDER") or pooch.os_cache("transferability-from-attribution-maps") / "taskonomy"
+    return Path(folder).expanduser().absolute() / published().loc[task, "file"]
+
+
+def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
+    """A file by its address, unless it is there already; complete and checked, or not there.
+
+    A download that breaks off is begun once more.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    sha256 : str
+        64 hexadecimal digits.
+    path : str or Path
+        Where it goes.
+    timeout : float, default 30
+        Seconds without an answer, or between two parts of it, after which the server is given up.
+    progress : bool, default True
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        No connection, a server that says no, breaks off or falls silent; the message says what to put where by hand.
+    ValueError
+        The file that is there, or the one that the server sends, has another SHA-256; the latter is not kept.
+    """
+    path = Path(path).absolute()
+    if path.is_file():
+        if wheels.sha256(path) != sha256:
+            raise ValueError(
+                f"{path} has SHA-256 {wheels.sha256(path)}, expected {sha256}: another file, or a damaged one; delete "
+                f"it and it is downloaded again, from {url}"
+            )
+        return path
+    store = pooch.Pooch(path.parent, "", {path.name: sha256}, {path.name: url}, retry_if_failed=1)
+    downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16, timeout=timeout)
+    try:
+        return Path(store.fetch(path.name, downloader=downloader))
+    except requests.RequestException as error:
+        raise FileNotFoundError(
+            f"{path.name} is not there and could not be downloaded ({error}). To put it there by hand, fetch {url} "
+            f"with a browser or on another machine and save it as {path}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{url} does not send the file expected, and nothing was kept: {error}") from None
+
+
+def fetch(task, progress=True):
+    """The published weights of a task, downloaded the first time.
+
+    Parameters
+    ----------
+    task : str
+        Taskonomy's name, e.g. ``"edge3d"``.
+    progress : bool, default True
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Path
+        As `location` gives it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `location` and `download`.
+    """
+    target = location(task)
+    row = published().loc[task]
+    try:
+        return download(row["url"], row["sha256"], target, progress=progress)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. Once there is a connection: python -m support.taskonomy {task}") from None
+
+
+def load(path):
+    """The network with the weights of a published file; nothing in the file is run.
+
+    Parameters
+    ----------
+    path : str or Path
+        What torch saves of a dictionary whose ``"state_dict"`` holds the tensors of a `ResNet50`.
+
+    Returns
+    -------
+    ResNet50
+        In evaluation mode, frozen, float32, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        A damaged file, anything else than tensors and plain values, no ``"state_dict"``, or other names or shapes.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever its reader stumbles over
+        raise ValueError(
+            f"{path} is damaged, or holds other objects than tensors and plain values, which could run code: not loaded"
+        ) from None
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise ValueError(f"{path} is not a published encoder: expected a dictionary with the tensors as 'state_dict'")
+    return restore(ResNet50(), state)
+
+
+def _random(task, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * len(published()) + published().index.get_loc(task))
+        network = ResNet50()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return network
+
+
+def encoder(task, weights="published", seed=0):
+    """A published encoder of Taskonomy, or the same network with random weights to try a program with.
+
+    Parameters
+    ----------
+    task : str
+        Taskonomy's name, e.g. ``"edge3d"``.
+    weights : {"published", "random"}, optional
+        Downloaded where they are not there yet, or drawn.
+    seed : int, optional
+        Of random weights; every task has its own. Nothing else depends on it.
+
+    Returns
+    -------
+    support.zoo.Encoder
+        Its name is the task. The representation is (image, 8, 16, 16), after ReLU.
+
+    Raises
+    ------
+    FileNotFoundError
+        The weights are not there and cannot be downloaded; the message says what to put where.
+    ValueError
+        An unknown task, other `weights`, or a file that is not the published one.
+    """
+    from support.zoo import Encoder  # which itself imports this module
+
+    target = location(task)
+    card = {"title": f"Taskonomy {task}", "licence": "MIT"}
+    if weights == "published":
+        network = load(fetch(task))
+        card |= {
+            "trained_on": "Taskonomy: about 4 million images of rooms in 600 buildings (Zamir et al. 2018)",
+            "file": target.name,
+            "sha256": published().loc[task, "sha256"],
+        }
+    elif weights == "random":
+        network = _random(task, seed)
+        card["trained_on"] = f"nothing: random weights of seed {seed}"
+    else:
+        raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
+    card["parameters"] = sum(value.numel() for value in network.state_dict().values() if value.is_floating_point())
+    card["representation"] = "The encoder's output: 8 feature maps of 16 × 16 units, after ReLU."
+    return Encoder(
+        task,
+        network,
+        task=task,
+        family="ResNet-50",
+        input_size=(SIZE, SIZE),
+        mean=(MEAN,) * 3,
+        std=(STD,) * 3,
+        card=card,
+    )
+
+
+def main(arguments=None):
+    """Read the command line and download what it names.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        ``sys.argv[1:]`` when None.
+    """
+    known = list(published().index)
+    parser = argparse.ArgumentParser(
+        prog="python -m support.taskonomy",
+        description="Download published Taskonomy encoders, about 95 MB each, to where the book looks for them.",
+    )
+    parser.add_argument("tasks", nargs="+", choices=[*known, "all"], metavar="TASK", help=", ".join([*known, "all"]))
+    tasks = parser.parse_args(arguments).tasks
+    try:
+        for task in known if "all" in tasks else tasks:
+            print(fetch(task))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
