@@ -135,9 +135,10 @@ def popularity(truth):
     """Score of a source for a target that knows nothing about the target: how well the source serves the others.
 
     The mean over the other targets of 1 / (1 + priority), the reciprocal of the source's rank in a list that the
-    target's own model heads. Top-heavy, as P@K is. A ranking that does not beat this one has learnt nothing about the
-    target. On the published Taskonomy rankings its P@1, P@3 and P@5 are 0.61, 0.54 and 0.54. (They are 0.56, 0.48 and
-    0.51 if a target's own model stays among the candidates, where it can only take up a place.)
+    target's own model heads. Top-heavy, as P@K is. It needs the measured transfers to all other targets; a ranking that
+    does not beat it is no better guide to this one. On the published Taskonomy rankings its P@1, P@3 and P@5 are 0.61,
+    0.54 and 0.54. (They are 0.56, 0.48 and 0.51 if a target's own model stays among the candidates, where it can only
+    take up a place.)
 
     Parameters
     ----------
