@@ -236,7 +236,7 @@ def half_splits(losses, n_splits=10, seed=0):
 
 
 def tree(truth):
-    """Agglomerative clustering of the sources by where they transfer to, as in Figure 13 of Zamir et al. (2018).
+    """Agglomerative clustering of the sources by where they transfer to, after the task tree of Zamir et al. (2018).
 
     Two sources are near when they stand in similar places for the same targets: 1 − Pearson's correlation of their
     priorities, over the targets that are neither of the two; average linkage.
