@@ -37,6 +37,7 @@ def attribute(
     batch_size=None,
     progress=True,
     out=None,
+    client=None,
 ):
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
@@ -81,6 +82,9 @@ def attribute(
         Folder of a store (see `support.store`), made where it is not there: maps go there in half precision as they
         are computed, and what is there already is not computed again. So a run that was killed goes on, a model can be
         added at any time, and memory does not grow with the number of images and models.
+    client : distributed.Client, optional
+        Of a Dask cluster (see `support.cluster`), whose workers compute a model and a block of images at a time and
+        write them to `out` themselves; all of them must see that folder. Several threads of a worker take turns.
 
     Returns
     -------
@@ -88,8 +92,8 @@ def attribute(
         float32, (model, image, y, x), with "channel" last when kept, and "attribution" (the method) first when a
         sequence of methods was asked for. "relational" has the axis "reference" after "image", labelled with the
         reference image; `space.affinity` takes the mean of the cosines over it. With `out`, read from there when and
-        where it is used. Unit: that of the representation; 1
-        for the invariant methods; per unit of the encoder's input where the gradient is not multiplied with it.
+        where it is used. Unit: that of the representation; 1 for the invariant methods; per unit of the encoder's
+        input where the gradient is not multiplied with it.
 
     Raises
     ------
@@ -98,7 +102,7 @@ def attribute(
         encoders of one name, an operation that ε-LRP has no rule for (encoder and operation are named), a
         representation that cannot be whitened (the encoder is named), or a `ridge`, `n_references` or `batch_size`
         that is not positive; a store `out` that was made with other images, methods or options, or that holds another
-        encoder of the same name.
+        encoder of the same name; a `client` without `out`.
     OSError
         `out` cannot be written: full disk, read-only folder. What was finished stays.
     MemoryError
@@ -117,7 +121,9 @@ def attribute(
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
     _check(encoders, methods, images, ridge, n_references, channels, batch_size)
-    device = _device(device)
+    if client is not None and out is None:
+        raise ValueError("with a client, maps go from the workers to a store: give its folder as `out`")
+    device = _device(device) if client is None else device  # otherwise each worker chooses
     size = images.sizes["y"], images.sizes["x"]
     n_images = images.sizes["image"]
     references = np.linspace(0, n_images - 1, min(n_references, n_images)).round().astype(int)
@@ -146,7 +152,7 @@ def attribute(
             result = xr.DataArray(maps, coords, tuple(sizes), name="map")
         else:
             options = {"channels": channels, "epsilon": epsilon, "ridge": ridge, "n_references": n_references}
-            result = _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar)
+            result = _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar)
     result.attrs = attrs
     return result if not isinstance(method, str) else result.sel(attribution=method)
 
@@ -160,7 +166,7 @@ def _fill(maps, encoder, images, slopes, *, methods, epsilon, channels, device, 
         bar.update(block.stop - block.start)
 
 
-def _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar):
+def _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar):
     """Compute what a store lacks; the maps of these encoders, read from it lazily."""
     from support import store
 
@@ -171,12 +177,17 @@ def _into_store(out, encoders, images, fill, slopes, methods, options, attrs, ba
         there.check_encoder(name, sha256)
     if any(there.missing(name) for name in hashes):
         with there.lock():
-            for encoder in encoders:
-                there.begin(encoder.name, hashes[encoder.name])
-                missing = there.missing(encoder.name)
-                bar.update(images.sizes["image"] - sum(block.stop - block.start for block in missing))
-                if not missing:
-                    continue
+            for name, sha256 in hashes.items():
+                there.begin(name, sha256)
+            todo = [(encoder, hashes[encoder.name], there.missing(encoder.name)) for encoder in encoders]
+            todo = [(encoder, sha256, missing) for encoder, sha256, missing in todo if missing]
+            bar.update(bar.total - sum(block.stop - block.start for *_, missing in todo for block in missing))
+            if client is not None:
+                from support import cluster
+
+                cluster.compute(client, there, todo, images, fill, slopes, fill.keywords["device"], bar)
+                todo = []
+            for encoder, _, missing in todo:
                 with _on(encoder, fill.keywords["device"]):
                     found = slopes and slopes(encoder, images, there.blocks)
                     for block in missing:

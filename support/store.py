@@ -21,7 +21,7 @@ from xarray.core import indexing
 
 BLOCK = 2**22  # values of one method's maps that are computed and marked as done together
 CHUNK = 2**19  # values in a file of the store: what reading one image costs
-_DRAFT = ".draft_"  # how the name of a model's folder begins while it is made or removed
+DRAFT = ".draft_"  # how the names of folders begin that are made or removed, or needed only while a run lasts
 _FAILURES = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -132,8 +132,8 @@ def delete(path, model):
     with there.lock():
         if model not in there.models():
             raise KeyError(f"{there.path} has no model {model!r}; it has {there.models()}")
-        draft = there.path / (_DRAFT + there.folder(model).name)
-        with _told(there.path):
+        draft = there.path / (DRAFT + there.folder(model).name)
+        with told(there.path):
             os.rename(there.folder(model), draft)
             shutil.rmtree(draft)
 
@@ -239,9 +239,9 @@ def create(path, header):
 
     path = Path(path)
     if not (path / "zarr.json").exists():
-        with _told(path):
+        with told(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path), _told(path):
+        with _locked(path), told(path):
             for rest in path.glob("zarr.*.partial"):
                 rest.unlink()
             if not (path / "zarr.json").exists():
@@ -348,8 +348,8 @@ class _Store:
     def lock(self):
         """Be the only one who writes, wait for it where another process does; clear away what a killed one left."""
         with _locked(self.path):
-            with _told(self.path):
-                for draft in self.path.glob(_DRAFT + "*"):
+            with told(self.path):
+                for draft in self.path.glob(DRAFT + "*"):
                     shutil.rmtree(draft)
             yield
 
@@ -359,12 +359,12 @@ class _Store:
 
         self.check_encoder(name, sha256)
         folder = self.folder(name)
-        with _told(self.path):
+        with told(self.path):
             for rest in folder.rglob("*.partial"):
                 rest.unlink()
             if folder.exists():
                 return
-            draft = self.path / (_DRAFT + folder.name)
+            draft = self.path / (DRAFT + folder.name)
             group = zarr.create_group(draft, attributes={"model": name, "encoder_sha256": sha256})
             plain = {"fill_value": np.nan, "compressors": None, "filters": None}
             plain["chunk_key_encoding"] = {"name": "default", "separator": "."}
@@ -393,7 +393,7 @@ class _Store:
         largest = np.abs(maps).max(axes, keepdims=True)
         exponent = np.where(np.isfinite(largest) & (largest > 0), np.frexp(largest)[1] - 15, 0)
         exponent = np.maximum(exponent, -126)  # the smallest normal float32
-        with _told(self.path), np.errstate(over="ignore"):  # infinite stays infinite
+        with told(self.path), np.errstate(over="ignore"):  # infinite stays infinite
             self._array(name, "map", "r+")[:, block] = np.ldexp(maps, -exponent).astype(np.float16)
             scale = np.ldexp(np.float32(1), exponent.squeeze(axes)).astype(np.float32)
             self._array(name, "scale", "r+")[:, block] = scale
@@ -450,7 +450,7 @@ class _Lazy(BackendArray):
 @contextlib.contextmanager
 def _locked(path):
     lock = filelock.FileLock(path / ".lock")
-    with _told(path):
+    with told(path):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -463,7 +463,7 @@ def _locked(path):
 
 
 @contextlib.contextmanager
-def _told(path):
+def told(path):
     """Say of an error of the file system what it means for the store."""
     try:
         yield
