@@ -85,7 +85,7 @@ def draw_map(ax, values):
 
 
 def map_grid(images, maps):
-    """Draw a photograph a row and, beside it, the map of every model.
+    """Draw an image a row and, beside it, the map of every model.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def map_grid(images, maps):
         line[0].set_ylabel(METHOD_TITLES.get(methods[m], methods[m]), fontsize=9)
         for n, ax in enumerate(line[1:]):
             draw_map(ax, maps[m, n, i])
-    for name, ax in zip(["photograph", *map(short, maps.model.values)], axes[0], strict=True):
+    for name, ax in zip(["image", *map(short, maps.model.values)], axes[0], strict=True):
         ax.set_title(name.replace("_", "\n"), fontsize=9)
     return figure
 

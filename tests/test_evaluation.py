@@ -71,13 +71,26 @@ def test_banks_are_judged_by_their_own_oracles():
 
 
 def test_scores_of_banks_are_those_of_their_networks_and_images():
-    found = evaluation.of_banks([1], 3, 2, ["gradient_x_input", "svcca"], device="cpu", progress=False)
-    assert dict(found.sizes) == {"bank": 1, "probe": 2, "score": 2, "source": 20, "target": 20}
-    images = probe.load("photos", n_images=2, size=64, seed=1)
-    expected = evaluation.affinities(
-        zoo.load_all("bank", seed=1), images, ["gradient_x_input", "svcca"], device="cpu", progress=False
+    scores = ["gradient_x_input", "relational", "svcca"]
+    found = evaluation.of_banks([1], 4, 3, scores, device="cpu")
+    assert dict(found.sizes) == {"bank": 1, "probe": 2, "score": 3, "source": 20, "target": 20}
+    assert found.score.values.tolist() == scores
+    images = probe.load("photos", n_images=3, size=64, seed=1)
+    expected = evaluation.affinities(zoo.load_all("bank", seed=1), images, scores, device="cpu", progress=False)
+    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-5)
+    in_two = evaluation.of_banks([1], 4, 3, scores, device="cpu", workers=2)
+    xr.testing.assert_identical(found, in_two)
+
+
+def test_relational_in_pieces_is_relational_at_once(encoders, images, monkeypatch):
+    at_once = space.affinity(
+        attribution.attribute(encoders, images, "relational", channels="keep", device="cpu", progress=False),
+        channels="keep",
     )
-    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-6)
+    for pieces in (1, 3, 8):
+        monkeypatch.setattr(evaluation, "REFERENCES_AT_ONCE", pieces)
+        found = evaluation.affinities(encoders, images, ["relational"], device="cpu", progress=False)
+        np.testing.assert_allclose(found[0], at_once, rtol=1e-5, atol=1e-7)
 
 
 def test_unknown_scores_are_named(encoders, images):
