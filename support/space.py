@@ -7,6 +7,7 @@ from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
 VALUES_AT_ONCE = 2**24  # float32 values of maps held in memory by one step
+SQUARES = (1e-24, 1e30)  # a map's sum of squares within these bounds is as exact in float32 as its values are
 
 
 def affinity(maps, channels="mean"):
@@ -187,24 +188,44 @@ def _cosines(maps, channels):
     if not maps.size:
         raise ValueError(f"there is no map to compare: {dict(maps.sizes)}")
     step = max(1, VALUES_AT_ONCE // (maps.size // maps.sizes["image"]))
+    models = maps.model.values
     for start in range(0, maps.sizes["image"], step):
         block = maps.isel(image=slice(start, start + step))
-        if channels == "mean" and "channel" in maps.dims:
-            block = block.mean("channel", skipna=False)
-        if "reference" in missing:
-            block = block.expand_dims("reference", 2)
-        points = block.values.astype(np.float32).reshape(*block.shape[:3], -1)
-        points = points.transpose(1, 2, 0, 3)  # (image, reference, model, values)
-        largest = np.abs(points).max(-1, keepdims=True)
-        for i, r, m in np.argwhere(~(np.isfinite(largest) & (largest > 0))[..., 0])[:1]:
-            what = "zero everywhere" if largest[i, r, m, 0] == 0 else "not finite"
-            raise ValueError(
-                f"the map of model {maps.model.values[m]} for image {block.image.values[i]} is {what}: "
-                "its direction, and so its cosine, is undefined; leave out that model or that image"
-            )
-        points = points / largest  # squares of very small or large values stay representable
-        points /= np.linalg.norm(points, axis=-1, keepdims=True)
-        models = maps.model.values
+        points = _rows(block, channels)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            products = points @ points.swapaxes(2, 3)
+        squares = np.diagonal(products, axis1=2, axis2=3)
+        if (squares > SQUARES[0]).all() and (squares < SQUARES[1]).all():  # False for what is not a number
+            lengths = np.sqrt(squares)
+            products /= lengths[..., None]
+            products /= lengths[..., None, :]
+        else:
+            points = _unit(points, models, block.image.values)
+            products = points @ points.swapaxes(2, 3)
+        values = np.clip(products, -1, 1).astype(np.float64).mean(1)
         coords = {"image": block.image.values, "source": models, "target": models}
-        values = np.clip(points @ points.swapaxes(2, 3), -1, 1).astype(np.float64).mean(1)
         yield xr.DataArray(values, coords, ("image", "source", "target"))
+
+
+def _rows(block, channels):
+    """Maps of a block of images as float32 (image, reference, model, values); a view where they are float32 already."""
+    if channels == "mean" and "channel" in block.dims:
+        block = block.mean("channel", skipna=False)
+    if "reference" not in block.dims:
+        block = block.expand_dims("reference", 2)
+    values = block.values.astype(np.float32, copy=False)
+    return values.reshape(*values.shape[:3], -1).transpose(1, 2, 0, 3)
+
+
+def _unit(points, models, images):
+    """Divide every map of (image, reference, model, values) by its length, also where its squares have no float32."""
+    largest = np.abs(points).max(-1, keepdims=True)
+    for i, r, m in np.argwhere(~(np.isfinite(largest) & (largest > 0))[..., 0])[:1]:
+        what = "zero everywhere" if largest[i, r, m, 0] == 0 else "not finite"
+        raise ValueError(
+            f"the map of model {models[m]} for image {images[i]} is {what}: "
+            "its direction, and so its cosine, is undefined; leave out that model or that image"
+        )
+    points = points / largest
+    points /= np.linalg.norm(points, axis=-1, keepdims=True)
+    return points
