@@ -224,8 +224,10 @@ class Encoder:
             maps = maps.permute(0, 3, 1, 2)
         if self.channels == "BGR":
             maps = maps.flip(1)
-        rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
-        return (rows @ maps @ columns.T).permute(0, 2, 3, 1).contiguous()
+        if tuple(size) != self.input_size:
+            rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
+            maps = rows @ maps @ columns.T
+        return maps.permute(0, 2, 3, 1).contiguous()
 
     def represent(self, inputs):
         """R: the representation of preprocessed inputs, differentiable with respect to them.
