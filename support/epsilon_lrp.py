@@ -59,15 +59,17 @@ class Ratio(torch.autograd.Function):
     """y = f(z) whose derivative is f(z) / (z + ε sign z)."""
 
     @staticmethod
-    def forward(ctx, z, y, epsilon):
-        ctx.save_for_backward(z, y)
-        ctx.epsilon = epsilon
-        return y.clone()
+    def forward(ctx, z, function, epsilon):
+        y = function(z)
+        ratio = torch.where(z < 0, z.new_tensor(-epsilon), z.new_tensor(epsilon)).add_(z)
+        torch.div(y, ratio, out=ratio)
+        ctx.save_for_backward(ratio)
+        return y
 
     @staticmethod
     def backward(ctx, gradient):
-        z, y = ctx.saved_tensors
-        return gradient * y / (z + torch.where(z < 0, -ctx.epsilon, ctx.epsilon)), None, None
+        (ratio,) = ctx.saved_tensors
+        return gradient * ratio, None, None
 
 
 class HalfEach(torch.autograd.Function):
@@ -163,11 +165,14 @@ class Rules(TorchFunctionMode):
         plain_name = _NONLINEAR.get(function)
         if plain_name and _activations(*args[:1]):
             z = args[0]
-            y = function(z.detach().clone() if in_place else z.detach(), *args[1:], **kwargs)
+
+            def plain(values):
+                return function(values.clone() if in_place else values, *args[1:], **kwargs)
+
             one_sided = (
                 plain_name in {"clamp", "clip"} and sum(v is not None for v in (*args[1:], *kwargs.values())) < 2
             )
-            return _mark(Ratio.apply(z, y, self.epsilon), 0 if one_sided else GATES.get(plain_name, 0))
+            return _mark(Ratio.apply(z, plain, self.epsilon), 0 if one_sided else GATES.get(plain_name, 0))
         name = getattr(function, "__name__", "").strip("_")
         involved = _activations(*args, *kwargs.values())
         gate = min(map(_gate, involved), default=0) if name in KEEP_GATE else 0
