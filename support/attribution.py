@@ -1,5 +1,6 @@
 """Attribution maps in probe space: those of the paper, of the mean of a representation, and others beside them."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -35,6 +36,7 @@ def attribute(
     device="auto",
     batch_size=None,
     progress=True,
+    out=None,
 ):
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
@@ -75,13 +77,18 @@ def attribute(
         Images at a time. By default a guess from the input size, halved until a batch fits into memory.
     progress : bool, default True
         Show a progress bar on standard error.
+    out : str or Path, optional
+        Folder of a store (see `support.store`), made where it is not there: maps go there in half precision as they
+        are computed, and what is there already is not computed again. So a run that was killed goes on, a model can be
+        added at any time, and memory does not grow with the number of images and models.
 
     Returns
     -------
     xarray.DataArray
         float32, (model, image, y, x), with "channel" last when kept, and "attribution" (the method) first when a
         sequence of methods was asked for. "relational" has the axis "reference" after "image", labelled with the
-        reference image; `space.affinity` takes the mean of the cosines over it. Unit: that of the representation; 1
+        reference image; `space.affinity` takes the mean of the cosines over it. With `out`, read from there when and
+        where it is used. Unit: that of the representation; 1
         for the invariant methods; per unit of the encoder's input where the gradient is not multiplied with it.
 
     Raises
@@ -90,7 +97,10 @@ def attribute(
         An unknown method, device or `channels`, "relational" together with another method, images with other axes, two
         encoders of one name, an operation that ε-LRP has no rule for (encoder and operation are named), a
         representation that cannot be whitened (the encoder is named), or a `ridge`, `n_references` or `batch_size`
-        that is not positive.
+        that is not positive; a store `out` that was made with other images, methods or options, or that holds another
+        encoder of the same name.
+    OSError
+        `out` cannot be written: full disk, read-only folder. What was finished stays.
     MemoryError
         Not even one image (or not `batch_size` images) fits into memory.
 
@@ -100,6 +110,9 @@ def attribute(
     ε-LRP another of each. For µ and C the invariant methods need a forward pass of their own; then one forward and
     one backward pass give both forms of the whitened energy, one forward and `n_references` backward passes the
     relational maps. Unit saliency takes one forward pass and a backward pass per unit.
+
+    With `out`, batches do not cross the blocks of images that a store is made of, so that a run which was interrupted
+    ends with the same bytes as one that was not.
     """
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
@@ -115,27 +128,73 @@ def attribute(
     sizes |= {"y": size[0], "x": size[1]}
     if channels == "keep":
         sizes["channel"], coords["channel"] = 3, images.channel.values
-    maps = np.empty(tuple(sizes.values()), np.float32)
+    attrs = {f"probe_{k.removeprefix('probe_')}": v for k, v in images.attrs.items()}
+    attrs |= {"channels": channels, "epsilon": epsilon, "ridge": ridge}
+    attrs["scalar"] = "; ".join(dict.fromkeys(_SCALARS[m] for m in methods))
+    fill = functools.partial(
+        _fill, methods=methods, epsilon=epsilon, channels=channels, device=device, batch_size=batch_size
+    )
+    slopes = None
+    if set(INVARIANT) & set(methods):
+        slopes = functools.partial(_slopes, references=references, ridge=ridge, device=device, batch_size=batch_size)
     with tqdm(total=len(encoders) * n_images, unit="map", disable=not progress, desc=" + ".join(methods)) as bar:
-        for m, encoder in enumerate(encoders):
-            home = encoder.device
-            try:
-                encoder.to(device)
-                slopes = None
-                if set(INVARIANT) & set(methods):
-                    slopes = _slopes(encoder, images, references, ridge, device, batch_size)
-                compute = functools.partial(_maps, encoder, methods, epsilon, slopes)
-                for block, several in _batches(encoder, images, compute, device, batch_size):
-                    several = [_restore(encoder, one, size).cpu() for one in several]
-                    maps[:, m, block] = torch.stack([a if channels == "keep" else a.mean(-1) for a in several])
-                    bar.update(block.stop - block.start)
-            finally:
-                encoder.to(home)
-    result = xr.DataArray(maps, coords, tuple(sizes), name="map")
-    result.attrs = {f"probe_{k.removeprefix('probe_')}": v for k, v in images.attrs.items()}
-    result.attrs |= {"channels": channels, "epsilon": epsilon, "ridge": ridge}
-    result.attrs["scalar"] = "; ".join(dict.fromkeys(_SCALARS[m] for m in methods))
+        if out is None:
+            maps = np.empty(tuple(sizes.values()), np.float32)
+            for m, encoder in enumerate(encoders):
+                with _on(encoder, device):
+                    fill(maps[:, m], encoder, images, slopes and slopes(encoder, images, [slice(0, n_images)]), bar=bar)
+            result = xr.DataArray(maps, coords, tuple(sizes), name="map")
+        else:
+            options = {"channels": channels, "epsilon": epsilon, "ridge": ridge, "n_references": n_references}
+            result = _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar)
+    result.attrs = attrs
     return result if not isinstance(method, str) else result.sel(attribution=method)
+
+
+def _fill(maps, encoder, images, slopes, *, methods, epsilon, channels, device, batch_size, bar):
+    """Write the maps of all images into an array (method, image, …), batch by batch."""
+    compute = functools.partial(_maps, encoder, methods, epsilon, slopes)
+    for block, several in _batches(encoder, images, compute, device, batch_size):
+        several = [_restore(encoder, one, (images.sizes["y"], images.sizes["x"])).cpu() for one in several]
+        maps[:, block] = torch.stack([a if channels == "keep" else a.mean(-1) for a in several])
+        bar.update(block.stop - block.start)
+
+
+def _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar):
+    """Compute what a store lacks; the maps of these encoders, read from it lazily."""
+    from support import store
+
+    references = slopes.keywords["references"] if "relational" in methods else []
+    there = store.create(out, store.header(methods, options, images, references, attrs))
+    hashes = {encoder.name: store.encoder_sha256(encoder) for encoder in encoders}
+    for name, sha256 in hashes.items():
+        there.check_encoder(name, sha256)
+    if any(there.missing(name) for name in hashes):
+        with there.lock():
+            for encoder in encoders:
+                there.begin(encoder.name, hashes[encoder.name])
+                missing = there.missing(encoder.name)
+                bar.update(images.sizes["image"] - sum(block.stop - block.start for block in missing))
+                if not missing:
+                    continue
+                with _on(encoder, fill.keywords["device"]):
+                    found = slopes and slopes(encoder, images, there.blocks)
+                    for block in missing:
+                        maps = np.empty(there.shape(block), np.float32)
+                        fill(maps, encoder, images.isel(image=block), found, bar=bar)
+                        there.write(encoder.name, block, maps)
+    return there.array(list(hashes))
+
+
+@contextlib.contextmanager
+def _on(encoder, device):
+    """Have an encoder on a device, and back where it was afterwards."""
+    home = encoder.device
+    try:
+        encoder.to(device)
+        yield
+    finally:
+        encoder.to(home)
 
 
 def _check(encoders, methods, images, ridge, n_references, channels, batch_size):
@@ -198,15 +257,21 @@ def _batches(encoder, images, compute, device, batch_size):
         start = block.stop
 
 
-def _slopes(encoder, images, references, ridge, device, batch_size):
-    """Gradient of the whitened energy with respect to R, as a function of R, and its values at the references."""
+def _slopes(encoder, images, blocks, *, references, ridge, device, batch_size):
+    """Gradient of the whitened energy with respect to R, as a function of R, and its values at the references.
+
+    Batches do not cross the blocks of images.
+    """
     at_references = {}
 
     def representations():
-        for block, values in _batches(encoder, images, torch.no_grad()(encoder.represent), device, batch_size):
-            inside = [i for i in references if block.start <= i < block.stop]
-            at_references.update({i: values[i - block.start].clone() for i in inside})
-            yield values
+        for whole in blocks:
+            part = images.isel(image=whole)
+            for block, values in _batches(encoder, part, torch.no_grad()(encoder.represent), device, batch_size):
+                first = whole.start + block.start
+                inside = [i for i in references if first <= i < whole.start + block.stop]
+                at_references.update({i: values[i - first].clone() for i in inside})
+                yield values
 
     try:
         gradient = invariant.energy_gradient(representations(), ridge)
