@@ -50,8 +50,8 @@ class Plan(NamedTuple):
     def __str__(self):
         lines = [
             f"{self.encoders} encoders × {self.images:,} images: {self.passes:,} forward and as many backward passes",
-            f"maps on disk: {self.map_bytes / 1e9:.2f} GB, of {self.free_bytes / 1e9:.1f} GB free",
-            f"weights to download: {self.download_bytes / 1e9:.2f} GB",
+            f"maps on disk: {_bytes(self.map_bytes)}, of {_bytes(self.free_bytes)} free",
+            f"weights to download: {_bytes(self.download_bytes)}",
             f"expected time on this machine ({self.device}): {duration(self.seconds_maps)} for the maps and "
             f"{duration(self.seconds_affinity)} for the affinities, extrapolated from a few images",
         ]
@@ -66,6 +66,10 @@ def duration(seconds):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def _bytes(number):
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB" if number else "none"
 
 
 def tasks(n_encoders=20):

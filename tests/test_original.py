@@ -97,9 +97,11 @@ def test_plan_at_full_size_in_words(small, tmp_path, monkeypatch):
     plan = original.plan(20, 1000, tmp_path, size=SIZE, device="cpu")
     assert plan.passes == 40_000 and plan.map_bytes == 3 * 20 * 1000 * (2 * 256**2 + 4)
     text = str(plan._replace(seconds_maps=3 * 3600, seconds_affinity=90, free_bytes=10**9))
-    for words in ("20 encoders × 1,000 images: 40,000 forward", "7.86 GB, of 1.0 GB free", "download: 1.90 GB"):
+    for words in ("20 encoders × 1,000 images: 40,000 forward", "7.86 GB, of 1.00 GB free", "download: 1.90 GB"):
         assert words in text
     assert "3 h for the maps and 1.5 min for the affinities" in text and "THE DISK IS TOO SMALL" in text
+    assert "on disk: 23.6 MB" in str(plan._replace(map_bytes=23_593_680))
+    assert "download: none" in str(plan._replace(download_bytes=0))
     assert "TOO SMALL" not in str(plan._replace(free_bytes=10**12))
     assert original.plan(20, 1000, tmp_path, weights="random", size=SIZE, device="cpu").download_bytes == 0
 
