@@ -36,6 +36,24 @@ def short(name):
     return str(name).split(":", 1)[-1]
 
 
+def stamp(figure, text):
+    """Write a warning across a figure, so that nobody takes it for what it is not.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    text : str
+        A word or two; nothing is written where it is empty.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if text:
+        figure.text(0.5, 0.5, text, fontsize=34, color="C3", alpha=0.3, rotation=20, ha="center", va="center", zorder=9)
+    return figure
+
+
 def gallery(images, titles=None, columns=8):
     """Draw images in a grid.
 
