@@ -313,6 +313,40 @@ class ONet(nn.Module):
         return self.dense6_1(hidden).softmax(1)[:, 1], self.dense6_2(hidden), self.dense6_3(hidden)
 
 
+def randomise(network, inputs, seed=0):
+    """Make a network forget what it learnt, in place: the same architecture with random weights.
+
+    Convolutions and linear layers get the initial weights of He et al. ("Delving Deep into Rectifiers", ICCV 2015) and
+    no bias; batch norm loses scale and shift, and takes its statistics from the inputs given, so that activations stay
+    of ordinary size. All other parameters (PReLU's slopes, for one) are kept.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    inputs : torch.Tensor
+        One batch of at least two images, as the network takes them.
+    seed : int, default 0
+        Of the weights.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same, in evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.reset_parameters()
+            layer.momentum = None  # the average over all that it sees
+    with torch.no_grad():
+        network.train()(inputs)
+    return network.eval()
+
+
 def _load_torch(network, path):
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return network

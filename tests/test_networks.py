@@ -130,6 +130,26 @@ def test_onet_answers_for_crops_of_48_pixels():
     assert face.min() >= 0 and face.max() <= 1
 
 
+@pytest.mark.parametrize("kind", [networks.MobileNetV2, networks.XFeat])
+def test_a_random_twin_has_forgotten_all_and_still_computes(kind):
+    shape = (3, 1, 64, 64) if kind is networks.XFeat else (3, 3, 64, 64)
+    inputs = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in kind().state_dict().items()}
+    twins = []
+    for seed in (0, 0, 1):
+        network = kind()
+        network.load_state_dict(before)
+        assert networks.randomise(network, inputs, seed) is network
+        assert not any(module.training for module in network.modules())
+        twins.append(network.eval().requires_grad_(False))
+    for name, value in twins[0].state_dict().items():
+        if value.ndim > 1 and "fine_matcher" not in name:
+            assert abs(np.corrcoef(value.flatten(), before[name].flatten())[0, 1]) < 0.5, name
+    first, same, other = (twin.represent(inputs) for twin in twins)
+    assert torch.equal(first, same) and not torch.allclose(first, other)
+    assert torch.isfinite(first).all() and 0.1 < first.std() < 10
+
+
 def test_hed_refuses_another_h5_file(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["block1/layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 64))
