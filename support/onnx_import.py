@@ -117,14 +117,14 @@ def _evaluate(node, constants, model):
     return zip([value.name for value in outputs], reference.ReferenceEvaluator(alone).run(None, {}), strict=True)
 
 
-def _known_size(node, sizes, constants):
-    """The one axis length that a Gather node picks from a known shape, or None."""
-    if node.op_type != "Gather" or node.input[0] not in sizes or node.input[1] not in constants:
+def _known_sizes(node, sizes, constants, model):
+    """The axis lengths that a Gather or Slice node picks from a shape, where all of them are known; else None."""
+    shape = sizes.get(node.input[0]) if node.op_type in ("Gather", "Slice") else None
+    if not shape or not all(name in constants for name in node.input[1:] if name):
         return None
-    index, shape = constants[node.input[1]], sizes[node.input[0]]
-    if index.size != 1 or not -len(shape) <= index.item() < len(shape) or shape[index.item()] is None:
-        return None
-    return np.full(index.shape, shape[index.item()], np.int64)
+    lengths = np.array([-1 if length is None else length for length in shape], np.int64)
+    ((_, picked),) = _evaluate(node, {**constants, node.input[0]: lengths}, model)
+    return picked if picked.size and (picked >= 0).all() else None
 
 
 def _fold(model):
@@ -138,7 +138,9 @@ def _fold(model):
     for node in graph.node:
         if node.op_type == "Shape" and not node.attribute:
             sizes[node.output[0]] = shapes.get(node.input[0], [])
-        size = _known_size(node, sizes, constants)
+        if node.op_type == "Cast" and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
+        size = _known_sizes(node, sizes, constants, model)
         known = node.op_type == "Constant" or (node.input and all(name in constants for name in node.input if name))
         nested = any(attribute.HasField("g") for attribute in node.attribute)
         if results.intersection(node.output) or nested or not (known or size is not None):

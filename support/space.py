@@ -51,6 +51,39 @@ def affinity(maps, channels="mean"):
     return _matrix(total, maps.model.values, "affinity", channels)
 
 
+def chance(maps, channels="mean"):
+    """Affinity that two models have for different images: mean cosine over all pairs of two of the images.
+
+    What remains when it is subtracted from `affinity` is owed to both models seeing the same image. It is what the
+    affinity becomes, on average, when the images of one model are shuffled so that none keeps its place.
+
+    Parameters
+    ----------
+    maps, channels
+        As for `affinity`; at least two images.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64, (source, target), in [−1, 1]: symmetric; on the diagonal that of a model with itself.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two images, or as for `affinity`.
+    """
+    n_images = maps.sizes.get("image", 0)
+    if n_images == 1:
+        raise ValueError("chance needs maps of different images: at least two")
+    sums, same = 0, 0
+    for _, points in _directions(maps, channels):
+        sums = sums + points.sum(0, dtype=np.float64)
+        same = same + (points @ points.swapaxes(2, 3)).sum((0, 1), dtype=np.float64)
+    products = (sums @ sums.swapaxes(1, 2)).sum(0) - same
+    mean = products / (len(sums) * n_images * (n_images - 1))
+    return _matrix((mean + mean.T) / 2, maps.model.values, "affinity of different images", channels)
+
+
 def cosines(maps, channels="mean"):
     """Cosine similarity of the maps of every two models, image by image.
 
@@ -545,6 +578,13 @@ def _cosines(maps, channels):
         values = np.clip(products, -1, 1).astype(np.float64).mean(1)
         coords = {"image": block.image.values, "source": models, "target": models}
         yield xr.DataArray(values, coords, ("image", "source", "target"))
+
+
+def _directions(maps, channels):
+    """Yield, for blocks of images, their labels and the maps as unit vectors (image, reference, model, values)."""
+    _check(maps, channels)
+    for block in _blocks(maps):
+        yield block.image.values, _unit(_rows(block, channels), maps.model.values, block.image.values)
 
 
 def _rows(block, channels):

@@ -422,3 +422,31 @@ def test_larger_sketches_recall_more_of_the_nearest():
             hits += len({str(n) for n in nearest} & set(index.neighbours(str(i), k=10).index))
         recall.append(hits / 3000)
     assert recall[0] < recall[1] - 0.2 and recall[1] < recall[2] - 0.03 and recall[2] > 0.7
+
+
+@pytest.mark.parametrize("channels", ["mean", "keep"])
+def test_chance_is_the_mean_cosine_of_different_images(channels, monkeypatch):
+    monkeypatch.setattr(space, "VALUES_AT_ONCE", 1100)  # two blocks of images
+    maps = some_maps(models=3, images=4)
+    found = space.chance(maps, channels)
+    compared = (maps.mean("channel") if channels == "mean" else maps).values.astype(np.float64).reshape(3, 4, -1)
+    for i, one in enumerate(compared):
+        for j, other in enumerate(compared):
+            pairs = [(one[a], other[b]) for a in range(4) for b in range(4) if a != b]
+            expected = np.mean([u @ v / np.sqrt((u @ u) * (v @ v)) for u, v in pairs])
+            np.testing.assert_allclose(found[i, j], expected, atol=1e-5)
+    assert list(found.source.values) == list(maps.model.values) and np.array_equal(found, found.T)
+
+
+def test_chance_is_the_affinity_of_models_that_see_nothing_of_the_image():
+    maps = some_maps(models=2, images=1)
+    same = maps.isel(image=[0, 0, 0]).assign_coords(image=[0, 1, 2])
+    xr.testing.assert_allclose(space.chance(same), space.affinity(same).assign_attrs())
+    with pytest.raises(ValueError, match="at least two"):
+        space.chance(maps)
+
+
+def test_chance_with_reference_images_is_the_mean_over_them():
+    maps = some_maps(models=2, images=3).rename(channel="reference").transpose("model", "image", "reference", "y", "x")
+    each = [space.chance(maps.isel(reference=r)).values for r in range(3)]
+    np.testing.assert_allclose(space.chance(maps), np.mean(each, axis=0), atol=1e-6)
