@@ -178,11 +178,13 @@ def plan(
     Raises
     ------
     ValueError
-        As for `tasks`, `taskonomy.encoder` and `attribution.attribute`, or no image.
+        As for `tasks`, `taskonomy.encoder` and `attribution.attribute`, no image, or other `weights`.
     """
     names = tasks(n_encoders)
     if n_images < 1:
         raise ValueError(f"n_images is {n_images}, expected at least one")
+    if weights not in ("published", "random"):
+        raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
     kind = attribution._device(device).type
     n_timed = min(n_timed or (64 if kind == "cuda" else 1), n_images)
     rng = np.random.default_rng(0)
