@@ -52,8 +52,8 @@ class Plan(NamedTuple):
             f"{self.encoders} encoders × {self.images:,} images: {self.passes:,} forward and as many backward passes",
             f"maps on disk: {_bytes(self.map_bytes)}, of {_bytes(self.free_bytes)} free",
             f"weights to download: {_bytes(self.download_bytes)}",
-            f"expected time on this machine ({self.device}): {duration(self.seconds_maps)} for the maps and "
-            f"{duration(self.seconds_affinity)} for the affinities, extrapolated from a few images",
+            f"expected time on this machine ({self.device}), extrapolated from a few images:",
+            f"  {duration(self.seconds_maps)} for the maps and {duration(self.seconds_affinity)} for the affinities",
         ]
         if self.map_bytes > self.free_bytes:
             lines.append("THE DISK IS TOO SMALL: choose another folder, fewer images or smaller maps")
@@ -178,11 +178,13 @@ def plan(
     Raises
     ------
     ValueError
-        As for `tasks`, `taskonomy.encoder` and `attribution.attribute`, or no image.
+        As for `tasks`, `taskonomy.encoder` and `attribution.attribute`, no image, or other `weights`.
     """
     names = tasks(n_encoders)
     if n_images < 1:
         raise ValueError(f"n_images is {n_images}, expected at least one")
+    if weights not in ("published", "random"):
+        raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
     kind = attribution._device(device).type
     n_timed = min(n_timed or (64 if kind == "cuda" else 1), n_images)
     rng = np.random.default_rng(0)
@@ -220,4 +222,6 @@ def plan(
 
 def _device_name(kind):
     """What "cpu" or "cuda" is here, in words."""
-    return torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)

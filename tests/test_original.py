@@ -173,6 +173,8 @@ def test_numbers_out_of_range(tmp_path):
             original.tasks(n)
     with pytest.raises(ValueError, match="n_images is 0"):
         original.plan(3, 0, tmp_path, size=SIZE)
+    with pytest.raises(ValueError, match="weights is 'trained'"):
+        original.plan(3, 1, tmp_path, weights="trained", size=SIZE)
     assert original.tasks() == list(taskonomy.published().index)
 
 
