@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from support import attribution, store
+from support import attribution, onnx_import, store
 
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
 
@@ -156,4 +156,5 @@ def _images(path, file):
 
 @functools.lru_cache(maxsize=1)
 def _encoder(file, device):
-    return pickle.loads(file.read_bytes()).to(attribution._device(device))
+    with onnx_import._torchvision():  # which a part of some networks, onnx2torch, imports
+        return pickle.loads(file.read_bytes()).to(attribution._device(device))

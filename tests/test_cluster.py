@@ -13,7 +13,7 @@ from test_attribution import probe, toy
 from test_store import attribute, processes, small_blocks, tree  # noqa: F401
 from torch import nn
 
-from support import attribution, cluster, store
+from support import attribution, cluster, store, zoo
 
 NAMES = "abc"
 
@@ -80,6 +80,14 @@ def test_methods_that_need_all_images_give_the_same_bytes_too(tmp_path, client, 
     encoders, images = [toy("a"), toy("b", seed=1, side=8)], probe(n=11)
     attribute(encoders, images, method, out=tmp_path / "serial", channels="keep")
     attribute(encoders, images, method, out=tmp_path / "cluster", channels="keep", client=client)
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+def test_a_real_network_reaches_a_worker_that_has_loaded_nothing(tmp_path, client):
+    encoders = [zoo.load("package:centerface"), zoo.load("bank:edge2d")]  # one of them converted from ONNX
+    client.restart()
+    attribute(encoders, probe(n=1), out=tmp_path / "cluster", client=client)
+    attribute(encoders, probe(n=1), out=tmp_path / "serial")
     assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
 
 

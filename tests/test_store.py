@@ -34,9 +34,13 @@ processes.set_forkserver_preload(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of four images of 12 x 12, in files of two."""
+    """Blocks of four images of 12 x 12, in files of two; sums in the order of one thread, as in the children."""
     monkeypatch.setattr(store, "BLOCK", 4 * 144)
     monkeypatch.setattr(store, "CHUNK", 2 * 144)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def attribute(encoders, images, method="saliency", **settings):
