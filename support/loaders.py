@@ -709,6 +709,9 @@ def _from_torchvision(name, layer, preprocessing, weights, seed):
     known = models.list_models()
     if name not in known:
         raise ValueError(_name_among(name, known, "network of torchvision"))
+    kind = models.get_model_builder(name).__module__.split(".")
+    if {"detection", "video", "optical_flow", "quantization"}.intersection(kind):
+        raise ValueError(f"torchvision:{name} is of {'.'.join(kind)}: it takes no batch of images, or has no gradient")
     trained = getattr(models.get_model_weights(name), "DEFAULT", None)
 
     def make(pretrained):
@@ -727,7 +730,6 @@ def _from_torchvision(name, layer, preprocessing, weights, seed):
     length = [length] if isinstance(length, int) else list(length)
     options = {"input_size": (length[0], length[-1])}
     options |= {key: tuple(getattr(own, key)) for key in ("mean", "std") if hasattr(own, key)}
-    kind = (trained.__class__.__module__ if trained is not None else "").split(".")
     return _from_module(
         network,
         layer,

@@ -493,9 +493,13 @@ def stand_ins(monkeypatch):
         return network
 
     models = types.ModuleType("torchvision.models")
-    models.list_models = lambda: ["small", "offline"]
+    def detector():
+        raise AssertionError("not to be called")
+
+    detector.__module__ = "torchvision.models.detection.own"
+    models.list_models = lambda: ["small", "offline", "detector"]
     models.get_model_weights = lambda name: types.SimpleNamespace(DEFAULT=trained)
-    models.get_model_builder = lambda name: build
+    models.get_model_builder = lambda name: detector if name == "detector" else build
     models.get_model = build
 
     class Vision(nn.Module):
@@ -549,6 +553,8 @@ def test_pretrained_weights_that_cannot_be_had(stand_ins):
         zoo.load("torchvision:offline")
     with pytest.raises(ValueError, match="unknown network of torchvision 'smal'; near it are 'small'"):
         zoo.load("torchvision:smal")
+    with pytest.raises(ValueError, match="torchvision:detector is of .*detection"):
+        zoo.load("torchvision:detector")
     with pytest.raises(ValueError, match="has no seed"):
         zoo.load("torchvision:small", seed=1)
 
