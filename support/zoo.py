@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
-from support import networks, onnx_import, oracle, taskonomy, wheels
+from support import loaders, networks, onnx_import, oracle, taskonomy, wheels
 from support.bank import networks as bank
 from support.bank import work
 from support.bank.tasks import TASKS
@@ -596,7 +596,7 @@ def _known():
     return {f"{scheme}:{name}": entry for scheme, entries in _SCHEMES.items() for name, entry in entries.items()}
 
 
-def load(spec, device="cpu", seed=None):
+def load(spec, device="cpu", seed=None, *, preprocessing=None, weights=None):
     """A pre-trained encoder by name.
 
     Parameters
@@ -604,10 +604,19 @@ def load(spec, device="cpu", seed=None):
     spec : str
         ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
         random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
+        Any other network: ``"onnx:FILE[#tensor]"``, ``"python:FILE.py:FACTORY[#layer.path]"``,
+        ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, as `support.loaders.load` describes. An
+        ONNX graph and weights are data; a Python file is run, so name only one that you trust.
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
-        Of ``"bank"``: which bank, 0 when None.
+        Of ``"bank"``: which bank, 0 when None. Of random weights: another seed, others.
+    preprocessing : dict, optional
+        Of a network that is not listed: input_size, scale, mean, std, channels, layout, as for `Encoder`, where they
+        are not the defaults of `support.loaders.load`.
+    weights : str or Path, optional
+        Of torchvision and timm ``"pretrained"`` (downloaded; the default), ``"random"``, or a file; of a Python file's
+        network a file.
 
     Returns
     -------
@@ -617,18 +626,25 @@ def load(spec, device="cpu", seed=None):
     ------
     ValueError
         No such network (the message lists those there are and the closest), a weight file with another SHA-256, or a
-        seed for a network that has none.
+        seed, preprocessing or weights for a network that has none or its own; and as for `support.loaders.load`.
     FileNotFoundError
-        The package is not installed, the bank not made, or the download failed; the message says what to do.
+        The package is not installed, the bank not made, the file not there, or the download failed; the message says
+        what to do.
+    ImportError
+        A scheme needs a package; the message gives the command.
     """
+    if str(spec).split(":")[0] in loaders.SCHEMES and ":" in spec:
+        return loaders.load(spec, seed, preprocessing=preprocessing, weights=weights).to(device)
     known = _known()
     if spec not in known:
         near = difflib.get_close_matches(str(spec), known, 1, cutoff=0.4)
         raise ValueError(
             f"unknown network {spec!r}"
             + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Known are {', '.join(known)} (schemes: {', '.join(_SCHEMES)})"
+            + f" Known are {', '.join(known)} (schemes: {', '.join([*_SCHEMES, *loaders.SCHEMES.values()])})"
         )
+    if preprocessing is not None or weights is not None:
+        raise ValueError(f"{spec} has its own preprocessing and weights: leave them out")
     return known[spec].load(spec, seed).to(device)
 
 
@@ -672,12 +688,13 @@ def available():
     Returns
     -------
     pandas.DataFrame
-        One row per network: name, task, family (str), loadable (bool), how (the command that makes it loadable, empty
-        when it is).
+        One row per network, and one per scheme that loads any: name, task, family (str), loadable (bool), how (the
+        command that makes it loadable, empty when it is).
     """
+    rows = [(name, entry.task, entry.family, entry.how()) for name, entry in _known().items()]
+    rows += [(form, "any", "any", loaders.how(scheme)) for scheme, form in loaders.SCHEMES.items()]
     rows = [
-        {"name": name, "task": entry.task, "family": entry.family, "loadable": not how, "how": how}
-        for name, entry in _known().items()
-        for how in [entry.how()]
+        {"name": name, "task": task, "family": family, "loadable": not how, "how": how}
+        for name, task, family, how in rows
     ]
     return pd.DataFrame(rows)

