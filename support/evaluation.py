@@ -1,7 +1,8 @@
-"""Every score of every two networks, and how well each ranks the sources: what the chapters 8 to 11 share."""
+"""Every score of every two networks, and how well each ranks the sources: what the chapters from 8 on share."""
 
 import itertools
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -68,6 +69,61 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
             representations = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
         found |= {name: similarity.matrix(representations, name) for name in scores if name in similarity.METHODS}
     return _stacked({name: found[name] for name in scores}, "score", "affinity")
+
+
+def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="auto", progress=True):
+    """Several scores of every two networks, what chance makes of them, and what is left above it.
+
+    Chance is what a score is when the two networks see different images: of attribution maps, the mean cosine over all
+    pairs of images (`space.chance`); of representations, the similarity after the images of one network have been
+    moved on by half their number, mean of both ways round.
+
+    Parameters
+    ----------
+    encoders : sequence of Encoder
+        Networks with distinct names.
+    images : xarray.DataArray
+        (image, y, x, channel), as `probe.load` returns them; at least two.
+    scores : sequence of str
+        From `attribution.METHODS`, without "relational", or from `similarity.METHODS`.
+    grid, variance
+        As for `similarity.matrix`.
+    device, progress
+        As for `attribution.attribute`.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (level, score, source, target), level "affinity", "chance" and "above", their difference. On the
+        diagonal the affinity is 1, and chance that of a network with itself.
+
+    Raises
+    ------
+    ValueError
+        As for `attribution.attribute`, `space.chance` and `similarity.matrix`.
+    """
+    affinity, chance = {}, {}
+    by_maps = [name for name in scores if name in attribution.METHODS]
+    if by_maps:
+        options = {"channels": "keep", "device": device, "progress": progress}
+        maps = attribution.attribute(encoders, images, by_maps, **options)
+        for name in by_maps:
+            choice = "mean" if name in AVERAGED else "keep"
+            affinity[name] = space.affinity(maps.sel(attribution=name), choice)
+            chance[name] = space.chance(maps.sel(attribution=name), choice)
+    if len(by_maps) < len(scores):
+        with torch.no_grad():
+            units = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
+        moved = {f"{name}, moved": np.roll(values, len(values) // 2, 0) for name, values in units.items()}
+        for name in (name for name in scores if name not in by_maps):
+            both = similarity.matrix(units | moved, name, grid=grid, variance=variance)
+            affinity[name] = both.sel(source=list(units), target=list(units))
+            crossed = both.sel(source=list(units), target=list(moved)).values
+            chance[name] = affinity[name].copy(data=(crossed + crossed.T) / 2)
+    levels = [_stacked({name: level[name] for name in scores}, "score", "affinity") for level in (affinity, chance)]
+    return _stacked(
+        dict(zip(("affinity", "chance", "above"), (*levels, levels[0] - levels[1]), strict=True)), "level", "affinity"
+    )
 
 
 def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", workers=1):

@@ -98,3 +98,23 @@ def test_unknown_scores_are_named(encoders, images):
         evaluation.affinities(encoders, images, ["svcca", "nonsense"])
     with pytest.raises(ValueError, match="unknown scores"):
         evaluation.affinities(encoders, images, [])
+
+
+def test_chance_is_what_different_images_give(encoders, images):
+    scores = ["svcca", "whitened_energy", "saliency"]
+    options = {"grid": (2, 2), "variance": 0.6}
+    found = evaluation.with_chance(encoders, images, scores, **options, device="cpu", progress=False)
+    assert found.dims == ("level", "score", "source", "target") and found.score.values.tolist() == scores
+    raw = evaluation.affinities(encoders, images, scores[1:], device="cpu", progress=False)
+    xr.testing.assert_allclose(found.sel(level="affinity", score=scores[1:], drop=True), raw)
+    maps = attribution.attribute(encoders, images, scores[1:], channels="keep", device="cpu", progress=False)
+    for name, choice in (("saliency", "mean"), ("whitened_energy", "keep")):
+        expected = space.chance(maps.sel(attribution=name), choice)
+        np.testing.assert_allclose(found.sel(level="chance", score=name), expected, atol=1e-6)
+    samples = [similarity.samples(e.represent(e.preprocess(images)).numpy(), "positions", (2, 2)) for e in encoders]
+    moved = [np.roll(s, len(s) // 2, 0) for s in samples]
+    both = [similarity.svcca(samples[i], moved[j], 0.6) for i, j in ((0, 1), (1, 0))]
+    svcca = found.sel(score="svcca", source="a", target="b")
+    assert float(svcca.sel(level="chance")) == pytest.approx(np.mean(both))
+    assert float(svcca.sel(level="affinity")) == pytest.approx(similarity.svcca(*samples[:2], 0.6))
+    np.testing.assert_allclose(found.sel(level="above"), found.sel(level="affinity") - found.sel(level="chance"))
