@@ -1,6 +1,6 @@
 """Run the notebooks through papermill, build the book with jupyter-book, and check a notebook's parameters.
 
-On the command line: ``python -m support.book --profile smoke|book|paper [--force]``.
+On the command line: ``python -m support.book --profile smoke|book|paper``; ``--help`` lists the options.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def artefact(path, notebook):
     return path
 
 
-def read_profiles(root, profile):
+def read_profiles(root, profile, given=None):
     """Parameters of each notebook in one profile.
 
     Parameters
@@ -201,6 +201,8 @@ def read_profiles(root, profile):
         The repository.
     profile : str
         Name of a profile of ``notebooks/profiles.yml``.
+    given : dict, optional
+        Parameters that take the place of the profile's, in every notebook that declares them.
 
     Returns
     -------
@@ -211,9 +213,12 @@ def read_profiles(root, profile):
     Raises
     ------
     BookError
-        The profile, a notebook or a parameter in it is unknown, or a value is of the wrong kind.
+        The profile, a notebook or a parameter in it is unknown, a value is of the wrong kind, or no notebook declares
+        what was given.
     """
     import yaml
+
+    given = given or {}
 
     profiles = yaml.safe_load((root / "notebooks" / "profiles.yml").read_text(encoding="utf-8"))
     if profile not in profiles:
@@ -227,16 +232,22 @@ def read_profiles(root, profile):
     unknown = sorted(set(asked) - {notebook.stem for notebook in notebooks})
     if unknown:
         raise BookError(f"profile {profile!r} in notebooks/profiles.yml names unknown notebooks: {', '.join(unknown)}")
-    plan = {}
+    plan, everything = {}, {}
     for notebook in notebooks:
         plan[notebook] = dict(asked.get(notebook.stem) or {})
         try:
             declared = declared_parameters(notebook)
+            everything |= declared
+            plan[notebook] |= {name: value for name, value in given.items() if name in declared}
             compare(plan[notebook], declared)
         except (ValueError, TypeError) as error:
             raise BookError(f"profile {profile!r}, notebook {notebook.stem}: {error}") from None
         if "results" in declared:
             plan[notebook].setdefault("results", f"book/_build/{profile}/results")
+    for name in set(given) - set(everything):
+        close = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise BookError(f"no notebook has a parameter {name!r}{hint}")
     return plan
 
 
@@ -320,7 +331,74 @@ def _execute(notebook, output, parameters, root):
         raise BookError(f"{notebook.stem} failed: {error}{partly}") from None
 
 
-def run(profile, root=ROOT, force=False):
+def _state(root, profile, plan, only):
+    """For each notebook that was asked for: where its executed copy is, its key, whether the copy is up to date."""
+    unknown = sorted(set(only or ()) - {notebook.stem for notebook in plan})
+    if unknown:
+        raise BookError(f"unknown notebook {unknown[0]!r}; there are: {', '.join(path.stem for path in plan)}")
+    folder = root / "book" / "_build" / profile
+    found = {}
+    for notebook, key in keys(root, plan).items():
+        output = folder / "notebooks" / notebook.name
+        record = output.with_suffix(".json")
+        is_done = output.is_file() and record.is_file() and json.loads(record.read_text())["key"] == key
+        if not only or notebook.stem in only:
+            is_done = is_done and ((folder / "results").is_dir() or "results" not in plan[notebook])
+            found[notebook] = output, key, is_done
+    return found
+
+
+def _plan_of_the_original(parameters):
+    from support import original
+
+    return original.plan(
+        parameters["n_encoders"],
+        parameters["n_images"],
+        parameters["results"] or ".",
+        weights=parameters["weights"],
+        size=parameters["size"],
+        probe_size=parameters["size"],
+        device=parameters["device"],
+    )
+
+
+PLANS = {"14_reproduce_the_original": _plan_of_the_original}  # parameters → what a costly notebook will take
+
+
+def dry_run(profile, root=ROOT, given=None, only=None):
+    """Say what `run` would do, and what a notebook of hours would take: passes, disk, time. Nothing is run or written.
+
+    Parameters
+    ----------
+    profile, root, given, only
+        As for `run`.
+
+    Returns
+    -------
+    str
+        A few lines for each notebook.
+
+    Raises
+    ------
+    BookError
+        The profile, a notebook or a parameter is unknown, or a value is of the wrong kind.
+    """
+    plan = read_profiles(root, profile, given)
+    lines = []
+    for notebook, (_, _, is_done) in _state(root, profile, plan, only).items():
+        told = ", ".join(f"{name} = {value!r}" for name, value in plan[notebook].items())
+        lines.append(f"{notebook.stem}: {'nothing changed' if is_done else 'to be run'} ({told or 'its own defaults'})")
+        if notebook.stem in PLANS:
+            parameters = {name: known.default for name, known in declared_parameters(notebook).items()}
+            try:
+                told = PLANS[notebook.stem](parameters | plan[notebook])
+            except ValueError as error:
+                raise BookError(f"{notebook.stem}: {error}") from None
+            lines += [f"    {line}" for line in str(told).splitlines()]
+    return "\n".join(lines)
+
+
+def run(profile, root=ROOT, force=False, given=None, only=None):
     """Run the notebooks of a profile in order, leaving out those that nothing has changed for.
 
     Parameters
@@ -331,6 +409,10 @@ def run(profile, root=ROOT, force=False):
         The repository; notebooks run in this folder.
     force : bool
         Run all of them.
+    given : dict, optional
+        As for `read_profiles`.
+    only : sequence of str, optional
+        Stems of the notebooks to run; all by default.
 
     Returns
     -------
@@ -342,19 +424,16 @@ def run(profile, root=ROOT, force=False):
     BookError
         A notebook failed, or the profile is wrong.
     """
-    plan = read_profiles(root, profile)
+    plan = read_profiles(root, profile, given)
     folder = root / "book" / "_build" / profile
-    results = folder / "results"
-    had_results = results.is_dir()
+    todo = _state(root, profile, plan, only)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    results.mkdir(exist_ok=True)
+    (folder / "results").mkdir(exist_ok=True)
     ran = []
-    for number, (notebook, key) in enumerate(keys(root, plan).items(), start=1):
-        output = folder / "notebooks" / notebook.name
+    for number, (notebook, (output, key, is_done)) in enumerate(todo.items(), start=1):
         record = output.with_suffix(".json")
-        label = f"[{number}/{len(plan)}] {notebook.stem}"
-        is_done = output.is_file() and record.is_file() and json.loads(record.read_text())["key"] == key
-        if is_done and not force and (had_results or "results" not in plan[notebook]):
+        label = f"[{number}/{len(todo)}] {notebook.stem}"
+        if is_done and not force:
             print(f"{label}: nothing changed", flush=True)
             continue
         print(f"{label} ...", flush=True)
@@ -443,15 +522,42 @@ def build(profile, root=ROOT):
     return pages / "index.html"
 
 
+def _value(text):
+    """A parameter from the command line: a number or True or False where it looks like one, otherwise text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float) else text
+
+
 def main(arguments=None):
     """Run a profile and build its book; exits with status 1 and one message when something fails."""
     parser = argparse.ArgumentParser(prog="python -m support.book", description="Run the notebooks and build the book.")
     parser.add_argument("--profile", default="book", help="a profile of notebooks/profiles.yml (default: book)")
     parser.add_argument("--force", action="store_true", help="run notebooks for which nothing has changed, too")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done and what it would take")
+    parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="run these notebooks only, and build no pages")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        dest="given",
+        help="a parameter, for every notebook that has it; as for papermill",
+    )
     options = parser.parse_args(arguments)
+    given = {name: _value(text) for name, text in options.given}
     start = time.perf_counter()
     try:
-        run(options.profile, force=options.force)
+        if options.dry_run:
+            print(dry_run(options.profile, given=given, only=options.only))
+            return
+        run(options.profile, force=options.force, given=given, only=options.only)
+        if options.only:
+            print(f"executed notebooks: {ROOT / 'book' / '_build' / options.profile / 'notebooks'}")
+            return
         print("building the pages ...", flush=True)
         assemble(options.profile)
         page = build(options.profile)

@@ -27,14 +27,15 @@ PROVENANCE = ("file", "package", "sha256", "left", "top", "side", "licence", "au
 
 
 class _Unreadable(ValueError):
-    """An image file that cannot be decoded."""
+    """An image file that cannot be decoded, or is too small."""
 
 
-def load(source, n_images=48, size=64, seed=0):
+def load(source, n_images=48, size=64, seed=0, crop="tiles"):
     """Sample square tiles from photographs, or render rooms.
 
     Photographs are taken in a random order and each gives one tile before any gives a second one, so that counts
-    differ by at most one unless a photograph has no tile left. Tiles of a photograph do not overlap: they lie on a
+    differ by at most one unless a photograph has no tile left. With ``crop="centre"`` a photograph gives one tile only,
+    the largest square in its middle; otherwise tiles of a photograph do not overlap: they lie on a
     grid centred in it, ``max(256, size)`` pixels a side, or the shorter side of the photograph where that is less.
     Each is brought to `size` with Pillow's box filter, which averages the pixels that a new pixel covers. Left out are
     tiles without texture such as sky and blank wall (brought to 32 x 32 and to grey, neighbouring pixels differ by less
@@ -61,6 +62,9 @@ def load(source, n_images=48, size=64, seed=0):
         Pixels along a tile's side, 16 to 2048.
     seed : int
         Not negative.
+    crop : {"tiles", "centre"}, default "tiles"
+        Pieces of photographs, or whole ones but for the ends of their longer side, as Song et al. (2019) take them.
+        Nothing to rooms.
 
     Returns
     -------
@@ -75,16 +79,17 @@ def load(source, n_images=48, size=64, seed=0):
     Raises
     ------
     ValueError
-        Unknown source; `n_images`, `size` or `seed` out of range; a folder without images; more tiles asked for than
-        there are (the message says how many); a folder's image smaller than `size`; a file that cannot be decoded in a
-        folder of fewer than 100 images; a file of a package that is not the one in the table.
+        Unknown source or crop; `n_images`, `size` or `seed` out of range; a folder without images; more tiles asked for
+        than there are (the message says how many); in a folder of fewer than 100 images, one that is smaller than
+        `size`, or a file that cannot be decoded; a file of a package that is not the one in the table.
     FileNotFoundError
         No such folder, or a package that is not installed (the message gives the command).
 
     Warns
     -----
     UserWarning
-        Files that could not be decoded in a folder of 100 images or more; the sample is taken from the others.
+        Files that could not be decoded, or are smaller than `size`, in a folder of 100 images or more; the sample is
+        taken from the others.
     """
     if n_images < 1:
         raise ValueError(f"n_images is {n_images}: ask for at least one image")
@@ -92,6 +97,8 @@ def load(source, n_images=48, size=64, seed=0):
         raise ValueError(f"size is {size}: choose {SIZES[0]} to {SIZES[1]} pixels")
     if seed < 0:
         raise ValueError(f"seed is {seed}: choose zero or a positive integer")
+    if crop not in ("tiles", "centre"):
+        raise ValueError(f'crop is {crop!r}: choose "tiles" or "centre"')
     if source == "rooms":
         return _rooms(n_images, size, seed)
     if source.startswith("folder:") and source != "folder:":
@@ -115,7 +122,7 @@ def load(source, n_images=48, size=64, seed=0):
     rows = list(table.itertuples(index=False))
     order = _shuffled(len(rows), seed)
     batch = 2 * -(-n_images // max(len(rows), 1))  # tiles kept per opening: twice the even share
-    streams = {index: _tiles(locate, rows[index], size, [seed, index], batch) for index in order}
+    streams = {index: _tiles(locate, rows[index], size, crop, [seed, index], batch) for index in order}
     broken = []
     if small:
         for index, stream in sorted(streams.items()):
@@ -124,7 +131,7 @@ def load(source, n_images=48, size=64, seed=0):
             except _Unreadable as error:
                 broken.append(str(error))
         if broken:
-            raise ValueError("remove or replace what cannot be read: " + "; ".join(broken))
+            raise ValueError("remove or replace what cannot be used: " + "; ".join(broken))
 
     chosen = []
     codes = np.empty((n_images, 128), bool)
@@ -337,7 +344,9 @@ def _read(path, size):
                 return _plain(upright)
     except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         raise _Unreadable(f"{path} cannot be read ({error})") from error
-    raise ValueError(f"{path} is {shorter} pixels at its shorter side: choose size up to {shorter}, or remove the file")
+    raise _Unreadable(
+        f"{path} is {shorter} pixels at its shorter side: choose size up to {shorter}, or remove the file"
+    )
 
 
 def _plain(image):
@@ -370,7 +379,13 @@ def _grid(width, height, size):
     return [(left + column * side, top + row * side, side) for row in range(rows) for column in range(columns)]
 
 
-def _tiles(locate, row, size, seed, batch):
+def _centre(width, height):
+    """Crop box (left, top, side) of the largest square in the middle."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def _tiles(locate, row, size, crop, seed, batch):
     """Textured tiles of one photograph in random order, as (left, top, side, pixels, hash).
 
     The photograph is opened when the first tile is asked for, and again after every `batch` tiles: decoded photographs
@@ -380,15 +395,15 @@ def _tiles(locate, row, size, seed, batch):
     while boxes is None or boxes:
         image = _read(locate(row), size)
         if boxes is None:
-            grid = _grid(*image.size, size)
+            grid = _grid(*image.size, size) if crop == "tiles" else [_centre(*image.size)]
             boxes = [grid[k] for k in _shuffled(len(grid), seed)]
         found = []
         while boxes and len(found) < batch:
             left, top, side = boxes.pop(0)
-            crop = image.crop((left, top, left + side, top + side))
-            if _texture(crop) >= TEXTURE:
-                pixels = np.asarray(crop.resize((size, size), Image.Resampling.BOX))
-                found.append((left, top, side, pixels, _difference_hash(crop)))
+            tile = image.crop((left, top, left + side, top + side))
+            if _texture(tile) >= TEXTURE:
+                pixels = np.asarray(tile.resize((size, size), Image.Resampling.BOX))
+                found.append((left, top, side, pixels, _difference_hash(tile)))
         del image
         yield from found
 

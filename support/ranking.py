@@ -380,6 +380,62 @@ def mantel(first, second, ranks=False, n_permutations=9_999, seed=0):
     return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
 
 
+def agreement_test(first, second, n_permutations=9_999, seed=0):
+    """Do two oracles of the same tasks agree better than if the tasks of one of them had been given other names?
+
+    The measure is that of `spearman`: the rank correlation of a target's sources, as a mean over the targets. Under
+    the null hypothesis the names in one oracle have nothing to do with those in the other. A task is relabelled as
+    source and as target together, as in `mantel`, so that a target keeps its own list, its own model stays outside of
+    it, and popular sources, targets that are alike and all else that each oracle has of its own stay as they are.
+    Tasks that are sources only change their names among themselves.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (source, target), higher is better, of the same tasks in any order, every target one of the sources; at least
+        four targets. Own models are not counted.
+    n_permutations : int, default 9,999
+        Number of relabellings.
+    seed : int, default 0
+        Of the relabellings.
+
+    Returns
+    -------
+    Mantel
+        correlation; p_value, one-sided: the share of the relabellings, the given one counted among them, whose
+        correlation is at least as large.
+
+    Raises
+    ------
+    ValueError
+        Not the same tasks in both, a target that is no source, fewer than four targets, or as for `spearman`.
+    """
+    if any(set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in ("source", "target")):
+        raise ValueError("the test needs two oracles of the same tasks: select what both have")
+    first, second, usable = _candidates(first, second, "first")
+    sources, targets = first.source.values.tolist(), first.target.values.tolist()
+    if len(targets) < 4 or usable.all(axis=0).any():
+        raise ValueError("the test needs at least four targets, each of them one of the sources")
+    ranks = []
+    for matrix in (first, second):
+        values = np.where(usable, stats.rankdata(np.where(usable, matrix, np.inf), axis=0), np.nan)
+        values -= np.nanmean(values, axis=0)
+        norms = np.sqrt(np.nansum(values**2, axis=0))
+        for target in np.flatnonzero(norms == 0)[:1]:
+            raise ValueError(f"the candidates for {targets[target]} have all the same score: leave it out")
+        ranks.append(np.nan_to_num(values / norms))
+    rows = np.array([sources.index(target) for target in targets])
+    alone = np.setdiff1d(np.arange(len(sources)), rows)
+    rng = np.random.default_rng(seed)
+    found = np.empty(n_permutations + 1)
+    for number in range(n_permutations + 1):
+        columns = rng.permutation(len(targets)) if number else np.arange(len(targets))
+        order = np.empty(len(sources), int)
+        order[rows], order[alone] = rows[columns], rng.permutation(alone) if number else alone
+        found[number] = (ranks[0] * ranks[1][order[:, None], columns]).sum() / len(targets)
+    return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
+
+
 def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
     """Mean of one score per target, and its percentile bootstrap interval.
 

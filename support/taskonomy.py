@@ -244,16 +244,20 @@ def load(path):
 
 
 def _random(task, seed):
+    with torch.device("meta"):
+        network = ResNet50()
+    network.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * len(published()) + published().index.get_loc(task))
-        network = ResNet50()
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
     return network
 
 
-def encoder(task, weights="published", seed=0):
+def encoder(task, weights="published", seed=0, size=SIZE):
     """A published encoder of Taskonomy, or the same network with random weights to try a program with.
 
     Parameters
@@ -264,21 +268,26 @@ def encoder(task, weights="published", seed=0):
         Downloaded where they are not there yet, or drawn.
     seed : int, optional
         Of random weights; every task has its own. Nothing else depends on it.
+    size : int, optional
+        Pixels along a side of its inputs: 256, or fewer to try a program in less time, a multiple of 16, at least 32.
 
     Returns
     -------
     support.zoo.Encoder
-        Its name is the task. The representation is (image, 8, 16, 16), after ReLU.
+        Its name is the task. The representation is (image, 8, 16, 16), after ReLU; of smaller inputs a sixteenth of
+        their size.
 
     Raises
     ------
     FileNotFoundError
         The weights are not there and cannot be downloaded; the message says what to put where.
     ValueError
-        An unknown task, other `weights`, or a file that is not the published one.
+        An unknown task, other `weights`, a `size` out of range, or a file that is not the published one.
     """
     from support.zoo import Encoder  # which itself imports this module
 
+    if size % 16 or not 32 <= size <= SIZE:
+        raise ValueError(f"size is {size}, expected a multiple of 16 from 32 to {SIZE}")
     target = location(task)
     card = {"title": f"Taskonomy {task}", "licence": "MIT"}
     if weights == "published":
@@ -294,13 +303,13 @@ def encoder(task, weights="published", seed=0):
     else:
         raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
     card["parameters"] = sum(value.numel() for value in network.state_dict().values() if value.is_floating_point())
-    card["representation"] = "The encoder's output: 8 feature maps of 16 × 16 units, after ReLU."
+    card["representation"] = f"The encoder's output: 8 feature maps of {size // 16} × {size // 16} units, after ReLU."
     return Encoder(
         task,
         network,
         task=task,
         family="ResNet-50",
-        input_size=(SIZE, SIZE),
+        input_size=(size, size),
         mean=(MEAN,) * 3,
         std=(STD,) * 3,
         card=card,

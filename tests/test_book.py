@@ -144,6 +144,64 @@ def test_mistakes_in_a_profile_are_found_before_anything_runs(root, text, said):
         book.run("smoke", root)
 
 
+def test_given_parameters_go_to_the_notebooks_that_have_them(root):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_notebook(root / "notebooks" / "02_two.ipynb", "print(number)", parameters="number = 1  # a number\n")
+    write_profiles(root, "smoke: {01_one: {n_images: 2, scale: 1.5}}")
+    plan = book.read_profiles(root, "smoke", {"n_images": 7})
+    assert list(plan.values()) == [{"n_images": 7, "scale": 1.5}, {}]
+    with pytest.raises(book.BookError, match="no notebook has a parameter 'n_image'; did you mean 'n_images'"):
+        book.read_profiles(root, "smoke", {"n_image": 7})
+    with pytest.raises(book.BookError, match="01_one: parameter 'n_images' must be an int"):
+        book.read_profiles(root, "smoke", {"n_images": "seven"})
+
+
+def test_some_notebooks_only(root):
+    for name in ("01_one", "02_two"):
+        write_notebook(root / "notebooks" / f"{name}.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+    assert book.run("smoke", root, only=["02_two"], given={"n_images": 5}) == ["02_two"]
+    printed = nbformat.read(root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs
+    assert printed[0].text == "5\n"
+    assert "02_two: nothing changed (n_images = 5)" in book.dry_run("smoke", root, {"n_images": 5}, ["02_two"])
+    assert book.run("smoke", root, given={"n_images": 5}) == ["01_one"]
+    with pytest.raises(book.BookError, match="unknown notebook '03_three'; there are: 01_one, 02_two"):
+        book.run("smoke", root, only=["03_three"])
+
+
+def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "raise SystemExit")
+    write_notebook(root / "notebooks" / "02_two.ipynb", "raise SystemExit")
+    write_profiles(root, "smoke: {02_two: {n_images: 9}}")
+    asked = []
+    monkeypatch.setattr(book, "PLANS", {"02_two": lambda parameters: asked.append(parameters) or "hours\nbytes"})
+    said = book.dry_run("smoke", root, given={"scale": 3.0})
+    assert said.splitlines() == [
+        "01_one: to be run (scale = 3.0)",
+        "02_two: to be run (n_images = 9, scale = 3.0)",
+        "    hours",
+        "    bytes",
+    ]
+    assert asked == [{"method": "saliency", "n_images": 9, "scale": 3.0, "keep": True}]
+    assert not (root / "book").exists()
+
+
+def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
+    from support import original
+
+    monkeypatch.setattr(original, "plan", lambda *numbers, **options: f"{numbers[:2]} {options}")
+    book.main(["--profile", "paper", "--dry-run", "-p", "weights", "random", "--only", "14_reproduce_the_original"])
+    said = capsys.readouterr().out
+    assert said.startswith("14_reproduce_the_original: ") and "weights = 'random'" in said
+    assert "(20, 1000) {'weights': 'random', 'size': 256, 'probe_size': 256, 'device': 'auto'}" in said
+
+
+def test_values_from_the_command_line():
+    texts = {"5": 5, "0.5": 0.5, "True": True, "random": "random", "folder:/a b": "folder:/a b", "'x'": "'x'"}
+    assert {text: book._value(text) for text in texts} == texts
+    assert all(type(book._value(text)) is type(value) for text, value in texts.items())
+
+
 def test_repository_without_notebooks(root):
     write_profiles(root, "smoke: {}")
     with pytest.raises(book.BookError, match="no notebooks"):

@@ -260,6 +260,33 @@ def test_large_folder_is_opened_only_as_far_as_needed(tmp_path, opened):
     assert len(set(images.file.values)) == 10
 
 
+def test_a_collection_of_forty_thousand_images_in_folders_is_opened_only_as_far_as_needed(tmp_path, opened):
+    fill(tmp_path / "made", 200, 40, 32)
+    for k in range(40_000):
+        place = tmp_path / "archive" / f"{k % 80:02d}" / f"{k % 7}"
+        if k < 560:
+            place.mkdir(parents=True, exist_ok=True)
+        os.link(tmp_path / "made" / f"{k % 200:03d}.png", place / f"{k}.png")
+    images = probe.load(f"folder:{tmp_path / 'archive'}", n_images=6, size=32, crop="centre")
+    assert len(opened) <= 9  # a few more where one picture comes twice
+    assert len(set(images.file.values)) == 6 and all(name.count("/") == 2 for name in images.file.values)
+
+
+def test_the_centre_is_the_largest_square_of_every_photograph(tmp_path):
+    shapes = {"wide": (96, 64), "tall": (64, 129), "square": (64, 64)}
+    for k, (name, shape) in enumerate(shapes.items()):
+        write(tmp_path / f"{name}.png", picture(k, *shape))
+    images = probe.load(f"folder:{tmp_path}", n_images=3, size=32, crop="centre")
+    boxes = {f.removesuffix(".png"): box for f, *box in probe.manifest(images)[["file", "left", "top", "side"]].values}
+    assert boxes == {"wide": [16, 0, 64], "tall": [0, 32, 64], "square": [0, 0, 64]}
+    wide = images.values[images.file.values.tolist().index("wide.png")]
+    np.testing.assert_allclose(wide, box_mean(picture(0, 96, 64)[:, 16:80] / 255, 32), atol=1.01 / 255)
+    with pytest.raises(ValueError, match="has 3 textured"):
+        probe.load(f"folder:{tmp_path}", n_images=4, size=32, crop="centre")
+    with pytest.raises(ValueError, match='crop is \'center\': choose "tiles" or "centre"'):
+        probe.load(f"folder:{tmp_path}", n_images=1, crop="center")
+
+
 def test_a_photograph_is_not_decoded_for_every_tile(opened):
     probe.load("photos", n_images=54, size=64)
     assert len(opened) <= 2 * 27
@@ -518,6 +545,14 @@ def test_image_smaller_than_the_tile_is_named(tmp_path):
     with pytest.raises(ValueError, match="narrow.png is 40 pixels"):
         probe.load(f"folder:{tmp_path}", n_images=1, size=64)
     assert probe.load(f"folder:{tmp_path}", n_images=3, size=40).sizes["image"] == 3
+
+
+def test_images_smaller_than_the_tile_in_a_large_folder_are_a_warning(tmp_path):
+    fill(tmp_path, 100, 32, 32)
+    write(tmp_path / "007.png", picture(9, 20, 200))
+    with pytest.warns(UserWarning, match="1 files left out.*007.png is 20 pixels"):
+        images = probe.load(f"folder:{tmp_path}", n_images=99, size=32)
+    assert "007.png" not in images.file.values
 
 
 def test_packaged_photographs_smaller_than_the_tile_are_left_out():

@@ -431,3 +431,56 @@ def test_mantel_refuses_what_it_cannot_permute():
         ranking.mantel(at_random(5, 5), symmetric(5, 1))
     with pytest.raises(ValueError, match="equally near"):
         ranking.mantel(symmetric(5, 0), symmetric(5, 1) * 0)
+
+
+def world(seed, popular=0.3, n_targets=12, n_alone=2, relation=None):
+    """An oracle of tasks that like those on their own side, the more the further out both are; some are popular."""
+    rng = np.random.default_rng(seed)
+    n = n_targets + n_alone
+    place = (rng if relation is None else np.random.default_rng(relation)).normal(size=n)
+    values = np.outer(place, place) + popular * rng.normal(size=(n, 1)) + 0.2 * rng.normal(size=(n, n))
+    names = [f"s{i}" for i in range(n)]
+    return scores(np.where(np.eye(n, dtype=bool), np.nan, values)[:, :n_targets], names, names[:n_targets])
+
+
+def test_agreement_against_all_relabellings():
+    first, second = world(0, n_targets=4), world(1, n_targets=4)
+    every = []
+    for targets in permutations(range(4)):
+        for alone in permutations((4, 5)):
+            renamed = second.isel(source=[*targets, *alone], target=list(targets))
+            renamed = renamed.assign_coords(source=second.source.values, target=second.target.values)
+            every.append(ranking.spearman(first, renamed))
+    found = ranking.agreement_test(first, second.isel(source=[3, 1, 0, 2, 5, 4]), n_permutations=20_000)
+    assert found.correlation == pytest.approx(every[0]) == pytest.approx(float(oracle.agreement(first, second).mean()))
+    assert found.p_value == pytest.approx(np.mean(np.array(every) >= every[0] - 1e-12), abs=0.02)
+    ties = first.copy(data=(first * 2).round())
+    assert ranking.agreement_test(ties, second).correlation == pytest.approx(ranking.spearman(ties, second))
+
+
+@pytest.mark.parametrize("popular", [0.0, 1.0])
+def test_agreement_test_has_its_level(popular):
+    p_values = [
+        ranking.agreement_test(world(s, popular), world(s + 1000, popular), n_permutations=199).p_value
+        for s in range(250)
+    ]
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.045)
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.06)
+
+
+def test_agreement_test_finds_a_common_structure():
+    assert ranking.agreement_test(world(0, relation=7), world(1, relation=7)).p_value < 0.01
+    assert ranking.agreement_test(world(0), -world(0)).p_value > 0.99
+
+
+def test_agreement_test_refuses_what_it_cannot_relabel():
+    with pytest.raises(ValueError, match="at least four targets"):
+        ranking.agreement_test(world(0, n_targets=3), world(1, n_targets=3))
+    with pytest.raises(ValueError, match="each of them one of the sources"):
+        ranking.agreement_test(world(0).drop_sel(source="s2"), world(1).drop_sel(source="s2"))
+    with pytest.raises(ValueError, match="same tasks"):
+        ranking.agreement_test(world(0), world(1).drop_sel(source="s13"))
+    flat = world(0)
+    flat.loc[:, "s1"] = 1.0
+    with pytest.raises(ValueError, match="s1 have all the same score"):
+        ranking.agreement_test(flat, world(1))

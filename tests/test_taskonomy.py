@@ -98,6 +98,15 @@ def test_random_networks_are_alive_and_one_for_every_task_and_seed():
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
+def test_smaller_inputs_give_a_sixteenth_of_their_size():
+    encoder = taskonomy.encoder("edge3d", "random", size=48)
+    assert encoder.input_size == (48, 48) and "3 × 3 units" in encoder.card["representation"]
+    assert encoder.represent(encoder.preprocess(photograph(30))).shape == (1, 8, 3, 3)
+    for size in (16, 40, 512):
+        with pytest.raises(ValueError, match=f"size is {size}, expected a multiple of 16 from 32 to 256"):
+            taskonomy.encoder("edge3d", "random", size=size)
+
+
 def test_encoder_is_frozen_described_and_sees_minus_one_to_one():
     encoder = random_encoder()
     assert (encoder.name, encoder.task, encoder.family) == ("edge3d", "edge3d", "ResNet-50")
