@@ -157,7 +157,9 @@ def encoder_sha256(encoder):
     """
     digest = hashlib.sha256()
     settings = [encoder.input_size, encoder.channels, encoder.layout, encoder._scale]
-    settings += [encoder._mean.tolist(), encoder._std.tolist()]
+    settings += [values.expand(len(encoder._mix), 1, 1).tolist() for values in (encoder._mean, encoder._std)]
+    if encoder.channels == "GREY":
+        settings.append(encoder._mix.tolist())
     digest.update(repr([encoder.name, settings, _identity(encoder._represent)]).encode())
     for module in encoder._modules():
         digest.update(str(module).encode())
