@@ -68,10 +68,10 @@ def test_with_a_worker_killed_in_the_middle_nothing_is_lost_and_nothing_done_twi
     images, log = probe(n=15), tmp_path / "log"
     expected = attribute(logged(log), images, out=tmp_path / "serial")
     log.unlink()
-    killer = threading.Thread(target=kill_who_computes, args=(log, 5))
+    killer = threading.Thread(target=kill_who_computes, args=(log, 5), daemon=True)
     killer.start()
     found = attribute(logged(log, 0.2), images, out=tmp_path / "cluster", client=client)
-    killer.join()
+    killer.join(timeout=10)
     begun = log.read_text().splitlines()
     assert len(set(begun)) >= 2 and str(os.getpid()) not in begun
     assert len(begun) == len(NAMES) * 4 + 1  # the killed batch was begun twice
@@ -133,6 +133,7 @@ def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tm
     process = processes.Process(target=be_client, args=(client.scheduler.address, log, tmp_path / "cluster"))
     process.start()
     while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
     process.join()
