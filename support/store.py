@@ -23,8 +23,8 @@ BLOCK = 2**22  # values of one method's maps that are computed and marked as don
 CHUNK = 2**19  # values in a file of the store: what reading one image costs
 DRAFT = ".draft_"  # how the names of folders begin that are made or removed, or needed only while a run lasts
 _FAILURES = {
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",  # Windows has no such number
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write there",
     errno.EPERM: "no permission to write there",
