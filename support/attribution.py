@@ -31,12 +31,13 @@ def attribute(
     *,
     epsilon=1e-4,
     ridge=1e-6,
-    n_references=12,
+    references=12,
     channels="mean",
     device="auto",
     batch_size=None,
     progress=True,
     out=None,
+    client=None,
 ):
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
@@ -67,8 +68,9 @@ def attribute(
         Stabiliser of ε-LRP.
     ridge : float, default 1e-6
         What the `INVARIANT` methods add to the diagonal of C, as a share of the channels' mean variance.
-    n_references : int, default 12
-        Reference images of "relational"; all images where there are fewer.
+    references : int or sequence of int, default 12
+        Reference images of "relational": how many, spread evenly over `images`, all where there are fewer; or which,
+        by their position.
     channels : {"mean", "keep"}, default "mean"
         Average the maps over the colour channels (the authors' program), or keep them (the paper's equation).
     device : str, default "auto"
@@ -81,6 +83,9 @@ def attribute(
         Folder of a store (see `support.store`), made where it is not there: maps go there in half precision as they
         are computed, and what is there already is not computed again. So a run that was killed goes on, a model can be
         added at any time, and memory does not grow with the number of images and models.
+    client : distributed.Client, optional
+        Of a Dask cluster (see `support.cluster`), whose workers compute a model and a block of images at a time and
+        write them to `out` themselves; all of them must see that folder. Several threads of a worker take turns.
 
     Returns
     -------
@@ -88,17 +93,17 @@ def attribute(
         float32, (model, image, y, x), with "channel" last when kept, and "attribution" (the method) first when a
         sequence of methods was asked for. "relational" has the axis "reference" after "image", labelled with the
         reference image; `space.affinity` takes the mean of the cosines over it. With `out`, read from there when and
-        where it is used. Unit: that of the representation; 1
-        for the invariant methods; per unit of the encoder's input where the gradient is not multiplied with it.
+        where it is used. Unit: that of the representation; 1 for the invariant methods; per unit of the encoder's
+        input where the gradient is not multiplied with it.
 
     Raises
     ------
     ValueError
         An unknown method, device or `channels`, "relational" together with another method, images with other axes, two
         encoders of one name, an operation that ε-LRP has no rule for (encoder and operation are named), a
-        representation that cannot be whitened (the encoder is named), or a `ridge`, `n_references` or `batch_size`
-        that is not positive; a store `out` that was made with other images, methods or options, or that holds another
-        encoder of the same name.
+        representation that cannot be whitened (the encoder is named), a `ridge` or `batch_size` that is not
+        positive, or as for `reference_images`; a store `out` that was made with other images, methods or options, or
+        that holds another encoder of the same name; a `client` without `out`.
     OSError
         `out` cannot be written: full disk, read-only folder. What was finished stays.
     MemoryError
@@ -108,7 +113,7 @@ def attribute(
     -----
     Passes over all images: saliency, gradient and gradient × input need one forward and one backward pass together,
     ε-LRP another of each. For µ and C the invariant methods need a forward pass of their own; then one forward and
-    one backward pass give both forms of the whitened energy, one forward and `n_references` backward passes the
+    one backward pass give both forms of the whitened energy, one forward pass and a backward pass per reference the
     relational maps. Unit saliency takes one forward pass and a backward pass per unit.
 
     With `out`, batches do not cross the blocks of images that a store is made of, so that a run which was interrupted
@@ -116,11 +121,13 @@ def attribute(
     """
     encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     methods = [method] if isinstance(method, str) else list(method)
-    _check(encoders, methods, images, ridge, n_references, channels, batch_size)
-    device = _device(device)
+    _check(encoders, methods, images, ridge, channels, batch_size)
+    if client is not None and out is None:
+        raise ValueError("with a client, maps go from the workers to a store: give its folder as `out`")
+    device = _device(device) if client is None else device  # otherwise each worker chooses
     size = images.sizes["y"], images.sizes["x"]
     n_images = images.sizes["image"]
-    references = np.linspace(0, n_images - 1, min(n_references, n_images)).round().astype(int)
+    references = reference_images(n_images, references)
     sizes = {"attribution": len(methods), "model": len(encoders), "image": n_images}
     coords = {"attribution": methods, "model": [e.name for e in encoders], "image": images.image.values}
     if "relational" in methods:
@@ -145,10 +152,40 @@ def attribute(
                     fill(maps[:, m], encoder, images, slopes and slopes(encoder, images, [slice(0, n_images)]), bar=bar)
             result = xr.DataArray(maps, coords, tuple(sizes), name="map")
         else:
-            options = {"channels": channels, "epsilon": epsilon, "ridge": ridge, "n_references": n_references}
-            result = _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar)
+            options = {"channels": channels, "epsilon": epsilon, "ridge": ridge, "references": references.tolist()}
+            result = _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar)
     result.attrs = attrs
     return result if not isinstance(method, str) else result.sel(attribution=method)
+
+
+def reference_images(n_images, references=12):
+    """Which of the probe images are the reference images of "relational".
+
+    Parameters
+    ----------
+    n_images : int
+        Number of probe images.
+    references : int or sequence of int, default 12
+        As for `attribute`.
+
+    Returns
+    -------
+    numpy.ndarray
+        int, their positions among the images.
+
+    Raises
+    ------
+    ValueError
+        No reference, or one that there is no image for.
+    """
+    if np.ndim(references) == 0:
+        references = np.linspace(0, n_images - 1, min(references, n_images)) if references > 0 else []
+    positions = np.round(references).astype(int)
+    if not len(positions) or positions.min() < 0 or positions.max() >= n_images:
+        raise ValueError(
+            f"references is a number from 1, or positions from 0 to {n_images - 1}; got {np.array(references).tolist()}"
+        )
+    return positions
 
 
 def _fill(maps, encoder, images, slopes, *, methods, epsilon, channels, device, batch_size, bar):
@@ -160,7 +197,7 @@ def _fill(maps, encoder, images, slopes, *, methods, epsilon, channels, device, 
         bar.update(block.stop - block.start)
 
 
-def _into_store(out, encoders, images, fill, slopes, methods, options, attrs, bar):
+def _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar):
     """Compute what a store lacks; the maps of these encoders, read from it lazily."""
     from support import store
 
@@ -171,12 +208,17 @@ def _into_store(out, encoders, images, fill, slopes, methods, options, attrs, ba
         there.check_encoder(name, sha256)
     if any(there.missing(name) for name in hashes):
         with there.lock():
-            for encoder in encoders:
-                there.begin(encoder.name, hashes[encoder.name])
-                missing = there.missing(encoder.name)
-                bar.update(images.sizes["image"] - sum(block.stop - block.start for block in missing))
-                if not missing:
-                    continue
+            for name, sha256 in hashes.items():
+                there.begin(name, sha256)
+            todo = [(encoder, hashes[encoder.name], there.missing(encoder.name)) for encoder in encoders]
+            todo = [(encoder, sha256, missing) for encoder, sha256, missing in todo if missing]
+            bar.update(bar.total - sum(block.stop - block.start for *_, missing in todo for block in missing))
+            if client is not None:
+                from support import cluster
+
+                cluster.compute(client, there, todo, images, fill, slopes, fill.keywords["device"], bar)
+                todo = []
+            for encoder, _, missing in todo:
                 with _on(encoder, fill.keywords["device"]):
                     found = slopes and slopes(encoder, images, there.blocks)
                     for block in missing:
@@ -197,7 +239,7 @@ def _on(encoder, device):
         encoder.to(home)
 
 
-def _check(encoders, methods, images, ridge, n_references, channels, batch_size):
+def _check(encoders, methods, images, ridge, channels, batch_size):
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise ValueError(f"unknown attribution method {unknown}: the methods are {', '.join(METHODS)}")
@@ -205,8 +247,6 @@ def _check(encoders, methods, images, ridge, n_references, channels, batch_size)
         raise ValueError('the maps of "relational" have an axis more, the reference image: ask for it by itself')
     if not 0 < ridge < np.inf:
         raise ValueError(f"ridge must be positive and finite, got {ridge}")
-    if n_references < 1:
-        raise ValueError(f"n_references must be at least 1, got {n_references}")
     if channels not in ("mean", "keep"):
         raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
     names = [e.name for e in encoders]

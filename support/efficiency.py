@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from support import attribution, probe, space, zoo
+from support import attribution, probe, similarity, space, zoo
 from support.bank import networks, rooms, tasks, transfers, work
 
 
@@ -23,6 +23,8 @@ class Race(NamedTuple):
         Training images of a transfer.
     maps, affinity : float
         Seconds for the maps of all networks, and for comparing them.
+    svcca : float
+        Seconds for the representations of all networks and their SVCCA, from the same images.
     features, head : float
         Seconds for one network's representations of all training images, and for training one head.
     """
@@ -34,6 +36,7 @@ class Race(NamedTuple):
     n_training: int
     maps: float
     affinity: float
+    svcca: float
     features: float
     head: float
 
@@ -123,6 +126,7 @@ def race(n_images, method="epsilon_lrp", seed=0, target="rgb2sfnorm", source="rg
     attribution.attribute(encoders[:1], images, **settings)  # warms up
     seconds_maps, maps = timed(attribution.attribute, encoders, images, **settings)
     seconds_affinity, _ = timed(space.affinity, maps)
+    seconds_svcca, _ = timed(_svcca, [encoder.to(device) for encoder in encoders], images)
 
     plan, task = work.FULL, tasks.TASKS[target]
     start, n_few, steps = plan.images("transfer").start, 2 * plan.batch, max(2, plan.head_steps // 10)
@@ -143,9 +147,16 @@ def race(n_images, method="epsilon_lrp", seed=0, target="rgb2sfnorm", source="rg
         n_training=plan.n_transfer,
         maps=seconds_maps,
         affinity=seconds_affinity,
+        svcca=seconds_svcca,
         features=seconds_features * plan.n_transfer / n_few,
         head=seconds_head * plan.head_steps / steps,
     )
+
+
+def _svcca(encoders, images):
+    with torch.no_grad():
+        seen = {encoder.name: encoder.represent(encoder.preprocess(images)).cpu().numpy() for encoder in encoders}
+    return similarity.matrix(seen, "svcca")
 
 
 def timed(function, *arguments, repeats=1, **options):

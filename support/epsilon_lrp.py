@@ -4,7 +4,7 @@ Ancona et al. (2018), "Towards better understanding of gradient-based attributio
 Proposition 1: layer-wise relevance propagation with the ε rule is the input times a gradient in which the derivative
 of each nonlinearity f at its pre-activation z is replaced by the ratio f(z)/z. Everything that is linear in the
 activations (convolution, batch norm in evaluation mode, addition, average pooling, padding, …) keeps its ordinary
-gradient. Three operations need a decision:
+gradient. Four operations need a decision:
 
 * **Max-pooling** keeps its ordinary gradient: the winner takes all, as in Ancona et al.'s own program.
 * **A gate times a signal** (squeeze-and-excite; SiLU or hard-swish written out): the gate counts as a constant and the
@@ -13,6 +13,9 @@ gradient. Three operations need a decision:
   sides, also after constants, gates or changes of shape were applied to it. Sigmoids, made for gating, come before
   clipped linear functions, which are activations as well (ReLU6); between two of one kind it is the one that is
   broadcast over the other.
+* **Instance norm** subtracts the mean, which is linear, and divides by the standard deviation, which counts as a
+  constant (Ali et al. 2022, "XAI for Transformers: better explanations through conservative propagation", Section 4,
+  for layer norm). Its full gradient, multiplied by the input, would sum to zero, whatever comes after it.
 * **Any other product of two activations**, matrix products too: each factor takes half (Achtibat et al. 2024,
   "AttnLRP", Section 3.3.2), so that the total is kept; the plain gradient would count it twice.
 
@@ -59,15 +62,17 @@ class Ratio(torch.autograd.Function):
     """y = f(z) whose derivative is f(z) / (z + ε sign z)."""
 
     @staticmethod
-    def forward(ctx, z, y, epsilon):
-        ctx.save_for_backward(z, y)
-        ctx.epsilon = epsilon
-        return y.clone()
+    def forward(ctx, z, function, epsilon):
+        y = function(z)
+        ratio = torch.where(z < 0, z.new_tensor(-epsilon), z.new_tensor(epsilon)).add_(z)
+        torch.div(y, ratio, out=ratio)
+        ctx.save_for_backward(ratio)
+        return y
 
     @staticmethod
     def backward(ctx, gradient):
-        z, y = ctx.saved_tensors
-        return gradient * y / (z + torch.where(z < 0, -ctx.epsilon, ctx.epsilon)), None, None
+        (ratio,) = ctx.saved_tensors
+        return gradient * ratio, None, None
 
 
 class HalfEach(torch.autograd.Function):
@@ -84,6 +89,16 @@ class HalfEach(torch.autograd.Function):
     def backward(ctx, gradient):
         first, second = torch.autograd.grad(ctx.product, ctx.factors, gradient)
         return None, first / 2, second / 2
+
+
+def _instance_norm(values, weight=None, bias=None, eps=1e-5):
+    """Instance norm, (image, channel, …), whose gradient takes the standard deviation for a constant."""
+    axes = tuple(range(2, values.ndim))
+    deviation = (values.var(axes, unbiased=False, keepdim=True) + eps).sqrt().detach()
+    normal = (values - values.mean(axes, keepdim=True)) / deviation
+    for parameter, apply in ((weight, torch.mul), (bias, torch.add)):
+        normal = normal if parameter is None else apply(normal, parameter.reshape(-1, *[1] * len(axes)))
+    return normal
 
 
 def _functions(names):
@@ -163,11 +178,20 @@ class Rules(TorchFunctionMode):
         plain_name = _NONLINEAR.get(function)
         if plain_name and _activations(*args[:1]):
             z = args[0]
-            y = function(z.detach().clone() if in_place else z.detach(), *args[1:], **kwargs)
+
+            def plain(values):
+                return function(values.clone() if in_place else values, *args[1:], **kwargs)
+
             one_sided = (
                 plain_name in {"clamp", "clip"} and sum(v is not None for v in (*args[1:], *kwargs.values())) < 2
             )
-            return _mark(Ratio.apply(z, y, self.epsilon), 0 if one_sided else GATES.get(plain_name, 0))
+            return _mark(Ratio.apply(z, plain, self.epsilon), 0 if one_sided else GATES.get(plain_name, 0))
+        if function is torch.nn.functional.instance_norm and _activations(*args[:1]):
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            if given.get("use_input_stats", True):
+                return _instance_norm(
+                    given["input"], *(given.get(k) for k in ("weight", "bias")), given.get("eps", 1e-5)
+                )
         name = getattr(function, "__name__", "").strip("_")
         involved = _activations(*args, *kwargs.values())
         gate = min(map(_gate, involved), default=0) if name in KEEP_GATE else 0
@@ -232,9 +256,7 @@ def refuse_operations_without_rule(output, inputs):
         if operation not in LINEAR:
             trouble = operation
         elif getattr(node, "_saved_training", False):
-            trouble = (
-                f"{operation} with the statistics of its own input (instance norm, or batch norm in training mode)"
-            )
+            trouble = f"{operation} with the statistics of its own input (batch norm in training mode)"
         elif operation == "Div" and parents[1] is not None:
             trouble = "division by an activation"
         elif operation in TWO_FACTORS and sum(parent is not None for parent in factors) > 1:

@@ -1,12 +1,16 @@
-"""Every score of every two networks, and how well each ranks the sources: what the chapters 8 to 11 share."""
+"""Every score of every two networks, and how well each ranks the sources: what the chapters from 8 on share."""
 
+import itertools
+
+import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from support import attribution, oracle, probe, ranking, similarity, space, zoo
+from support.bank import work
 
 AVERAGED = attribution.PUBLISHED  # maps averaged over their colours before the cosine, as in the authors' program
+REFERENCES_AT_ONCE = 4  # of relational attribution: its maps of all networks are held in memory together
 SCORES = (*attribution.PUBLISHED, *attribution.INVARIANT, *similarity.METHODS)
 MEASURES = {
     "P@1": lambda score, truth: ranking.precision_at_k(score, truth, k=1, mean=False),
@@ -45,17 +49,21 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
     if unknown or not len(scores):
         known = ", ".join((*attribution.METHODS, *similarity.METHODS))
         raise ValueError(f"unknown scores {', '.join(sorted(unknown)) or '(none)'}; known: {known}")
-    found = {}
+    found, options = {}, {"ridge": ridge, "channels": "keep", "device": device, "progress": progress}
     attributions = [name for name in scores if name in attribution.METHODS]
-    alone = [name for name in attributions if name == "relational"]
     together = [name for name in attributions if name != "relational"]
-    for methods in filter(None, (together, alone)):
-        maps = attribution.attribute(
-            encoders, images, methods, ridge=ridge, channels="keep", device=device, progress=progress
-        )
-        for name in methods:
+    if together:
+        maps = attribution.attribute(encoders, images, together, **options)
+        for name in together:
             choice = "mean" if name in AVERAGED else "keep"
             found[name] = space.affinity(maps.sel(attribution=name), channels=choice)
+    if "relational" in attributions:
+        references, total = attribution.reference_images(images.sizes["image"]), 0
+        for start in range(0, len(references), REFERENCES_AT_ONCE):
+            some = references[start : start + REFERENCES_AT_ONCE]
+            maps = attribution.attribute(encoders, images, "relational", references=some, **options)
+            total = total + space.affinity(maps, channels="keep") * len(some)
+        found["relational"] = total / len(references)
     if set(scores) - set(attributions):
         with torch.no_grad():
             representations = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
@@ -63,8 +71,65 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
     return _stacked({name: found[name] for name in scores}, "score", "affinity")
 
 
-def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", progress=True):
+def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="auto", progress=True):
+    """Several scores of every two networks, what chance makes of them, and what is left above it.
+
+    Chance is what a score is when the two networks see different images: of attribution maps, the mean cosine over all
+    pairs of images (`space.chance`); of representations, the similarity after the images of one network have been
+    moved on by half their number, mean of both ways round.
+
+    Parameters
+    ----------
+    encoders : sequence of Encoder
+        Networks with distinct names.
+    images : xarray.DataArray
+        (image, y, x, channel), as `probe.load` returns them; at least two.
+    scores : sequence of str
+        From `attribution.METHODS`, without "relational", or from `similarity.METHODS`.
+    grid, variance
+        As for `similarity.matrix`.
+    device, progress
+        As for `attribution.attribute`.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (level, score, source, target), level "affinity", "chance" and "above", their difference. On the
+        diagonal the affinity is 1, and chance that of a network with itself.
+
+    Raises
+    ------
+    ValueError
+        As for `attribution.attribute`, `space.chance` and `similarity.matrix`.
+    """
+    affinity, chance = {}, {}
+    by_maps = [name for name in scores if name in attribution.METHODS]
+    if by_maps:
+        options = {"channels": "keep", "device": device, "progress": progress}
+        maps = attribution.attribute(encoders, images, by_maps, **options)
+        for name in by_maps:
+            choice = "mean" if name in AVERAGED else "keep"
+            affinity[name] = space.affinity(maps.sel(attribution=name), choice)
+            chance[name] = space.chance(maps.sel(attribution=name), choice)
+    if len(by_maps) < len(scores):
+        with torch.no_grad():
+            units = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
+        moved = {f"{name}, moved": np.roll(values, len(values) // 2, 0) for name, values in units.items()}
+        for name in (name for name in scores if name not in by_maps):
+            both = similarity.matrix(units | moved, name, grid=grid, variance=variance)
+            affinity[name] = both.sel(source=list(units), target=list(units))
+            crossed = both.sel(source=list(units), target=list(moved)).values
+            chance[name] = affinity[name].copy(data=(crossed + crossed.T) / 2)
+    levels = [_stacked({name: level[name] for name in scores}, "score", "affinity") for level in (affinity, chance)]
+    return _stacked(
+        dict(zip(("affinity", "chance", "above"), (*levels, levels[0] - levels[1]), strict=True)), "level", "affinity"
+    )
+
+
+def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", workers=1):
     """Scores of every two networks of several task banks, with rooms and with photographs as probe.
+
+    Shows a progress bar on standard error.
 
     Parameters
     ----------
@@ -74,8 +139,9 @@ def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", pr
         Number of rooms, and of tiles of the collection "photos", 64 pixels a side.
     scores, device
         As for `affinities`.
-    progress : bool, default True
-        Show a progress bar on standard error.
+    workers : int, default 1
+        Number of processes, each of which computes with one thread and takes up to 1.5 GB for 300 images; 1 stays in
+        this one.
 
     Returns
     -------
@@ -88,18 +154,26 @@ def of_banks(banks, n_images, n_photographs, scores=SCORES, *, device="auto", pr
         As for `affinities` and `probe.load`.
     FileNotFoundError
         As for `zoo.load_all`.
+    RuntimeError
+        As for `work.run`.
     """
     probes = {"rooms": ("rooms", n_images), "photographs": ("photos", n_photographs)}
-    found = {}
-    with tqdm(total=len(banks) * len(probes), desc="banks × probes", disable=not progress) as bar:
-        for bank in banks:
-            encoders, by_probe = zoo.load_all("bank", seed=bank), {}
-            for name, (source, count) in probes.items():
-                images = probe.load(source, n_images=count, size=64, seed=bank)
-                by_probe[name] = affinities(encoders, images, scores, device=device, progress=False)
-                bar.update()
-            found[bank] = _stacked(by_probe, "probe", "affinity")
+    relational = tuple(name for name in scores if name == "relational")  # by far the longest: a job of its own
+    groups = [group for group in (relational, tuple(name for name in scores if name not in relational)) if group]
+    jobs = list(itertools.product(probes, groups, banks))
+    made = work.run(_of_bank, [(b, *probes[p], g, device) for p, g, b in jobs], workers, "banks × probes × scores")
+    parts = dict(zip(jobs, made, strict=True))
+
+    def whole(bank, kind):
+        return xr.concat([parts[kind, group, bank] for group in groups], "score").sel(score=list(scores))
+
+    found = {bank: _stacked({kind: whole(bank, kind) for kind in probes}, "probe", "affinity") for bank in banks}
     return _stacked(found, "bank", "affinity").assign_attrs(n_images=n_images, n_photographs=n_photographs)
+
+
+def _of_bank(bank, source, count, scores, device):
+    images = probe.load(source, n_images=count, size=64, seed=bank)
+    return affinities(zoo.load_all("bank", seed=bank), images, scores, device=device, progress=False)
 
 
 def truths(banks):

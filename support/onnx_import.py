@@ -117,14 +117,14 @@ def _evaluate(node, constants, model):
     return zip([value.name for value in outputs], reference.ReferenceEvaluator(alone).run(None, {}), strict=True)
 
 
-def _known_size(node, sizes, constants):
-    """The one axis length that a Gather node picks from a known shape, or None."""
-    if node.op_type != "Gather" or node.input[0] not in sizes or node.input[1] not in constants:
+def _known_sizes(node, sizes, constants, model):
+    """The axis lengths that a Gather or Slice node picks from a shape, where all of them are known; else None."""
+    shape = sizes.get(node.input[0]) if node.op_type in ("Gather", "Slice") else None
+    if not shape or not all(name in constants for name in node.input[1:] if name):
         return None
-    index, shape = constants[node.input[1]], sizes[node.input[0]]
-    if index.size != 1 or not -len(shape) <= index.item() < len(shape) or shape[index.item()] is None:
-        return None
-    return np.full(index.shape, shape[index.item()], np.int64)
+    lengths = np.array([-1 if length is None else length for length in shape], np.int64)
+    ((_, picked),) = _evaluate(node, {**constants, node.input[0]: lengths}, model)
+    return picked if picked.size and (picked >= 0).all() else None
 
 
 def _fold(model):
@@ -138,7 +138,9 @@ def _fold(model):
     for node in graph.node:
         if node.op_type == "Shape" and not node.attribute:
             sizes[node.output[0]] = shapes.get(node.input[0], [])
-        size = _known_size(node, sizes, constants)
+        if node.op_type == "Cast" and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
+        size = _known_sizes(node, sizes, constants, model)
         known = node.op_type == "Constant" or (node.input and all(name in constants for name in node.input if name))
         nested = any(attribute.HasField("g") for attribute in node.attribute)
         if results.intersection(node.output) or nested or not (known or size is not None):
@@ -188,12 +190,110 @@ def _fixed(model, input_shape):
     return model
 
 
-def load(model, representation, input_shape, channels_last=False):
+def image_input(model):
+    """The input of a graph that takes the images.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The graph.
+
+    Returns
+    -------
+    list of (int or None)
+        Lengths of its axes, with that of the images; None for a free one.
+
+    Raises
+    ------
+    ValueError
+        Not exactly one input, or another type than float32.
+    """
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initialised]
+    if len(inputs) != 1:
+        raise ValueError(f"the graph has {len(inputs)} inputs, expected one: a batch of images")
+    kind = inputs[0].type.tensor_type.elem_type
+    if kind != onnx.TensorProto.FLOAT:
+        raise ValueError(f"the graph takes {onnx.TensorProto.DataType.Name(kind)} images, expected FLOAT (float32)")
+    return [length or None for length in _dimensions(inputs[0])]
+
+
+def _check_operators(model):
+    registry = importlib.import_module("onnx2torch.node_converters.registry")
+    opset = {entry.domain: entry.version for entry in model.opset_import}
+    lacking = {}
+    for node in model.graph.node:
+        try:
+            registry.get_converter(node.op_type, opset.get(node.domain, 1), node.domain)
+        except (NotImplementedError, onnx.defs.SchemaError):
+            domain = f"{node.domain}." if node.domain else ""
+            lacking[f"{domain}{node.op_type}"] = node.output[0]
+    if lacking:
+        what = ", ".join(f"{name} (which makes {output!r})" for name, output in lacking.items())
+        raise ValueError(f"no converter for the operators {what}, in opset {opset.get('', opset)}")
+
+
+def convert(model, input_shape):
     """Differentiable torch network from an ONNX graph with one input; the batch axis is free.
 
     The conversion is onnx2torch's. That package imports torchvision for two operators, non-maximum suppression and
     RoI align. Where torchvision cannot be imported, a stand-in takes its place in ``sys.modules`` during that import
     and is removed again; running one of the two operators then raises ImportError.
+
+    Parameters
+    ----------
+    model : str, Path or onnx.ModelProto
+        File or graph; float32.
+    input_shape : tuple of int
+        Shape of one image in the graph's own layout, e.g. (3, 224, 224); replaces the shape the file declares.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+        Each of its modules has, as `onnx_mapping`, the names of the tensors that it takes and makes.
+
+    Raises
+    ------
+    ValueError
+        The graph has not exactly one input, its input has another number of axes than `input_shape` and the batch axis
+        together, or the converter lacks an operator (all of these are named).
+    ImportError
+        onnx2torch is not installed.
+    """
+    converter = _converter()
+    model = _fixed(model, input_shape)
+    _check_operators(model)
+    return converter.convert(model, attach_onnx_mapping=True)
+
+
+def cut(whole, representation, channels_last=False):
+    """A converted graph together with its part up to the representation.
+
+    Parameters
+    ----------
+    whole : torch.fx.GraphModule
+        As `convert` gives it.
+    representation, channels_last
+        As for `load`.
+
+    Returns
+    -------
+    OnnxNetwork
+
+    Raises
+    ------
+    ValueError
+        The graph computes no tensor of that name from the image.
+    """
+    part = _part(whole, representation)
+    whole.graph.eliminate_dead_code()
+    whole.recompile()
+    whole.delete_all_unused_submodules()
+    return OnnxNetwork(whole, part, channels_last)
+
+
+def load(model, representation, input_shape, channels_last=False):
+    """`convert` and `cut` in one.
 
     Parameters
     ----------
@@ -212,15 +312,7 @@ def load(model, representation, input_shape, channels_last=False):
 
     Raises
     ------
-    ValueError
-        The graph computes no tensor of that name from the image, has not exactly one input, or its input has another
-        number of axes than `input_shape` and the batch axis together.
-    ImportError
-        onnx2torch is not installed.
+    ValueError, ImportError
+        As for `convert` and `cut`.
     """
-    whole = _converter().convert(_fixed(model, input_shape), attach_onnx_mapping=True)
-    cut = _part(whole, representation)
-    whole.graph.eliminate_dead_code()
-    whole.recompile()
-    whole.delete_all_unused_submodules()
-    return OnnxNetwork(whole, cut, channels_last)
+    return cut(convert(model, input_shape), representation, channels_last)

@@ -40,8 +40,7 @@ def svcca(x, y, variance=0.99):
         samples, `variance` out of range, or fewer than 5 samples per kept direction (the message says how many are
         needed).
     """
-    if not 0 < variance <= 1:
-        raise ValueError(f"variance is {variance}, expected a share in (0, 1], such as 0.99")
+    _check_variance(variance)
     return _pair(x, y, lambda values, name: _basis(values, name, variance), _mean_correlation)
 
 
@@ -166,7 +165,7 @@ def samples(representations, kind, grid=None):
     return values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
 
 
-def matrix(reps, method="svcca", samples=None, grid=None):
+def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
     """Similarity of the representations of every two networks.
 
     What a method needs of one network (basis, factor, ranks of dissimilarities, kernel) is computed once.
@@ -177,13 +176,15 @@ def matrix(reps, method="svcca", samples=None, grid=None):
         Name of each network and its representations of the same images in the same order: (image, channel, y, x), or
         (image, features) for all of them if the samples are positions.
     method : {"svcca", "cka", "rsa", "dds"}, default "svcca"
-        One of `METHODS`; SVCCA keeps 99 % of the variance.
+        One of `METHODS`.
     samples : {"images", "positions"}, optional
         What a sample is, see the function `samples`. By default positions for SVCCA and CKA, and images for RSA and
         duality diagrams, which were published so.
     grid : tuple of int, optional
         (y, x): positions per image that all representations are resampled to. By default, positions are resampled to
         the smallest number of rows and of columns among the networks, and images are left as they are.
+    variance : float, default 0.99
+        Share of the variance that SVCCA keeps, see `svcca`.
 
     Returns
     -------
@@ -193,13 +194,14 @@ def matrix(reps, method="svcca", samples=None, grid=None):
     Raises
     ------
     ValueError
-        Unknown method, no network, different numbers of images, networks with and without positions, or as for the
-        function of that method; the network is named.
+        Unknown method, no network, `variance` out of range, different numbers of images, networks with and without
+        positions, or as for the function of that method; the network is named.
     """
     if method not in _STEPS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if not reps:
         raise ValueError("there is no network to compare")
+    _check_variance(variance)
     kind = samples or ("images" if method in ("rsa", "dds") else "positions")
     shapes = {name: np.shape(values) for name, values in reps.items()}
     _same({name: shape[:1] for name, shape in shapes.items()}, "numbers of images")
@@ -211,10 +213,11 @@ def matrix(reps, method="svcca", samples=None, grid=None):
         if not flat and grid is None and all(len(size) == 2 for size in sizes.values()):
             grid = tuple(int(side) for side in np.min(list(sizes.values()), axis=0))
     summarise, compare = _STEPS[method]
+    options = {"variance": variance} if method == "svcca" else {}
     summaries = {}
     for name, values in reps.items():
         rows = _form(values, kind, grid)
-        summaries[name] = summarise(_checked(rows, name), name)
+        summaries[name] = summarise(_checked(rows, name), name, **options)
     result = np.eye(len(reps))
     for (i, one), (j, other) in combinations(enumerate(summaries.values()), 2):
         result[i, j] = result[j, i] = _clipped(compare(one, other))
@@ -235,6 +238,11 @@ def matrix(reps, method="svcca", samples=None, grid=None):
 
 
 _form = samples  # `matrix` has an argument of that name
+
+
+def _check_variance(variance):
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance is {variance}, expected a share in (0, 1], such as 0.99")
 
 
 def _same(values, what):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import inspect
 import json
@@ -20,7 +21,7 @@ from xarray.core import indexing
 
 BLOCK = 2**22  # values of one method's maps that are computed and marked as done together
 CHUNK = 2**19  # values in a file of the store: what reading one image costs
-_DRAFT = ".draft_"  # how the name of a model's folder begins while it is made or removed
+DRAFT = ".draft_"  # how the names of folders begin that are made or removed, or needed only while a run lasts
 _FAILURES = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -131,16 +132,17 @@ def delete(path, model):
     with there.lock():
         if model not in there.models():
             raise KeyError(f"{there.path} has no model {model!r}; it has {there.models()}")
-        draft = there.path / (_DRAFT + there.folder(model).name)
-        os.rename(there.folder(model), draft)
-        shutil.rmtree(draft)
+        draft = there.path / (DRAFT + there.folder(model).name)
+        with told(there.path):
+            os.rename(there.folder(model), draft)
+            shutil.rmtree(draft)
 
 
 def encoder_sha256(encoder):
     """SHA-256 of what an encoder computes with, so far as it can be read off: to tell networks of one name apart.
 
-    It covers the modules' structure as they print, all parameters and buffers, the preprocessing, and the name, the
-    source and the plain values in the closure of a function that gives the representation. It does not cover the code
+    It covers the modules as they print, all parameters and buffers, the preprocessing, and of a function that gives
+    the representation the name, the source, and numbers and strings that are bound to it. It does not cover the code
     of a module's `forward`.
 
     Parameters
@@ -154,15 +156,9 @@ def encoder_sha256(encoder):
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    settings = (encoder.input_size, encoder.channels, encoder.layout, encoder._scale)
-    function = encoder._represent
-    digest.update(repr([encoder.name, settings, encoder._mean.tolist(), encoder._std.tolist()]).encode())
-    digest.update(getattr(function, "__qualname__", type(function).__qualname__).encode())
-    if isinstance(function, types.FunctionType):
-        with contextlib.suppress(OSError):  # typed into an interpreter
-            digest.update(inspect.getsource(function).encode())
-        values = [cell.cell_contents for cell in function.__closure__ or ()]
-        digest.update(repr([v for v in values if v is None or isinstance(v, str | int | float | tuple)]).encode())
+    settings = [encoder.input_size, encoder.channels, encoder.layout, encoder._scale]
+    settings += [encoder._mean.tolist(), encoder._std.tolist()]
+    digest.update(repr([encoder.name, settings, _identity(encoder._represent)]).encode())
     for module in encoder._modules():
         digest.update(str(module).encode())
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -243,11 +239,13 @@ def create(path, header):
 
     path = Path(path)
     if not (path / "zarr.json").exists():
-        with _told(path):
+        with told(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with _locked(path), told(path):
+            for rest in path.glob("zarr.*.partial"):
+                rest.unlink()
             if not (path / "zarr.json").exists():
-                strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
+                strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
                 if strangers:
                     raise ValueError(
                         f"{path} is no store of maps and not empty ({strangers[0]}): choose another folder"
@@ -350,8 +348,9 @@ class _Store:
     def lock(self):
         """Be the only one who writes, wait for it where another process does; clear away what a killed one left."""
         with _locked(self.path):
-            for draft in self.path.glob(_DRAFT + "*"):
-                shutil.rmtree(draft)
+            with told(self.path):
+                for draft in self.path.glob(DRAFT + "*"):
+                    shutil.rmtree(draft)
             yield
 
     def begin(self, name, sha256):
@@ -360,12 +359,12 @@ class _Store:
 
         self.check_encoder(name, sha256)
         folder = self.folder(name)
-        with _told(self.path):
+        with told(self.path):
             for rest in folder.rglob("*.partial"):
                 rest.unlink()
             if folder.exists():
                 return
-            draft = self.path / (_DRAFT + folder.name)
+            draft = self.path / (DRAFT + folder.name)
             group = zarr.create_group(draft, attributes={"model": name, "encoder_sha256": sha256})
             plain = {"fill_value": np.nan, "compressors": None, "filters": None}
             plain["chunk_key_encoding"] = {"name": "default", "separator": "."}
@@ -394,7 +393,7 @@ class _Store:
         largest = np.abs(maps).max(axes, keepdims=True)
         exponent = np.where(np.isfinite(largest) & (largest > 0), np.frexp(largest)[1] - 15, 0)
         exponent = np.maximum(exponent, -126)  # the smallest normal float32
-        with _told(self.path), np.errstate(over="ignore"):  # infinite stays infinite
+        with told(self.path), np.errstate(over="ignore"):  # infinite stays infinite
             self._array(name, "map", "r+")[:, block] = np.ldexp(maps, -exponent).astype(np.float16)
             scale = np.ldexp(np.float32(1), exponent.squeeze(axes)).astype(np.float32)
             self._array(name, "scale", "r+")[:, block] = scale
@@ -451,7 +450,7 @@ class _Lazy(BackendArray):
 @contextlib.contextmanager
 def _locked(path):
     lock = filelock.FileLock(path / ".lock")
-    with _told(path):
+    with told(path):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -464,7 +463,7 @@ def _locked(path):
 
 
 @contextlib.contextmanager
-def _told(path):
+def told(path):
     """Say of an error of the file system what it means for the store."""
     try:
         yield
@@ -476,6 +475,29 @@ def _told(path):
             f"{path} cannot be written: {_FAILURES[error.errno]} ({error.filename or error.strerror}). What was "
             "finished stays; when that is mended, the same call goes on from there",
         ) from error
+
+
+def _identity(function):
+    """What of a function can be read off and is the same in every process, for a hash."""
+    if isinstance(function, functools.partial):
+        bound = [*function.args, *function.keywords.items()]
+        return [_identity(function.func), *(v for v in bound if _is_plain(v))]
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if not isinstance(function, types.FunctionType):
+        return [name]
+    try:
+        source = inspect.getsource(function)
+    except OSError:  # typed into an interpreter
+        source = ""
+    bound = [cell.cell_contents for cell in function.__closure__ or ()]
+    bound += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    return [name, source, *(v for v in bound if _is_plain(v))]
+
+
+def _is_plain(value):
+    if isinstance(value, tuple | list):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def _plain(value):

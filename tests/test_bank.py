@@ -331,6 +331,11 @@ def test_a_worker_that_is_killed_is_reported():
         work.run(os._exit, [(9,), (9,)], 2, "victims")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    assert work.run(math.pow, [(k, 2) for k in range(5)], workers, "squares") == [0, 1, 4, 9, 16]
+
+
 def test_an_error_in_a_worker_is_not_swallowed():
     with pytest.raises(ValueError, match="math domain error|nonnegative"):
         work.run(math.sqrt, [(4,), (-1,), (9,)], 2, "roots")

@@ -26,7 +26,7 @@ def test_the_race_is_over_the_whole_bank(monkeypatch):
     plan = work.FULL
     assert (race.n_models, race.n_images) == (20, 2)
     assert race.n_transfers == int(oracle.load("bank", seed=0).notnull().sum()) == 342
-    assert (race.maps, race.affinity) == (1, 1)
+    assert (race.maps, race.affinity, race.svcca) == (1, 1, 1)
     assert race.features == plan.n_transfer / (2 * plan.batch) and race.head == 10
     assert race.transfers == 342 * race.head + 20 * race.features
     assert race.ratio == race.transfers / 2

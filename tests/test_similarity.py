@@ -288,3 +288,15 @@ def test_the_matrix_names_what_is_wrong():
         similarity.matrix({"a": good, "b": np.ones_like(good)})
     with pytest.raises(ValueError, match="b needs .* directions"):
         similarity.matrix({"a": good, "b": maps(16, 4)}, samples="images", grid=(4, 4))
+
+
+def test_the_matrix_keeps_the_variance_it_is_told():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 60, 6, 2, 2)) * np.arange(1, 7)[:, None, None]
+    one += other[:, ::-1]
+    found = similarity.matrix({"a": one, "b": other}, "svcca", variance=0.6)[0, 1]
+    pair = (similarity.samples(r, "positions") for r in (one, other))
+    assert found == pytest.approx(similarity.svcca(*pair, variance=0.6))
+    assert abs(found - similarity.matrix({"a": one, "b": other}, "svcca")[0, 1]) > 0.01
+    with pytest.raises(ValueError, match="variance is 0,"):
+        similarity.matrix({"a": one, "b": other}, "svcca", variance=0)

@@ -1,7 +1,10 @@
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
 from scipy.cluster.hierarchy import fcluster
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from support import space
 
@@ -180,3 +183,270 @@ def test_cophenetic_agreement_worked_by_hand():
 def labelled(values):
     names = [f"m{i}" for i in range(len(values))]
     return xr.DataArray(values, {"source": names, "target": names}, ("source", "target"))
+
+
+def filled(maps, **settings):
+    index = space.ModelSpace(**settings)
+    for name in maps.model.values:
+        index.insert(str(name), maps.sel(model=name))
+    return index
+
+
+def unit_vectors(maps):
+    """A model's vector written out: unit maps in a row, over the root of their number."""
+    values = maps.values.astype(np.float64).reshape(*maps.shape[:2], -1)
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    return values.reshape(len(values), -1) / np.sqrt(values.shape[1])
+
+
+@pytest.mark.parametrize("channels", ["mean", "keep"])
+@pytest.mark.parametrize("references", [1, 3])
+def test_the_index_has_the_affinity_of_all_maps_together(channels, references):
+    maps = xr.concat([some_maps(seed=seed) for seed in range(references)], "reference")
+    maps = maps.transpose("model", "image", "reference", "y", "x", "channel")
+    maps = maps.isel(reference=0) if references == 1 else maps
+    index = filled(maps, channels=channels)
+    xr.testing.assert_allclose(index.affinity(), space.affinity(maps, channels), rtol=0, atol=1e-6)
+    xr.testing.assert_identical(
+        index.affinity().coords.to_dataset(), space.affinity(maps, channels).coords.to_dataset()
+    )
+    assert len(index) == 5 and index.models == list(maps.model.values) and "m3" in index and "m9" not in index
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_the_order_of_insertion_does_not_matter(size):
+    maps = some_maps().mean("channel")
+    order = [3, 0, 4, 2, 1]
+    index, other = filled(maps, sketch=size), filled(maps.isel(model=order), sketch=size)
+    names = maps.model.values
+    expected = index.affinity().sel(source=names, target=names)
+    xr.testing.assert_allclose(other.affinity().sel(source=names, target=names), expected, rtol=0, atol=1e-6)
+    for name in names:
+        assert list(index.neighbours(name).index) == list(other.neighbours(name).index)
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_removal_undoes_insertion(size):
+    maps = some_maps().mean("channel")
+    without = filled(maps.drop_sel(model="m2"), sketch=size)
+    index = filled(maps, sketch=size)
+    index.remove("m2")
+    xr.testing.assert_identical(index.affinity(), without.affinity())
+    assert list(index.neighbours("m4").index) == list(without.neighbours("m4").index)
+    index.insert("m2", maps.sel(model="m2"))
+    whole, names = filled(maps, sketch=size).affinity(), maps.model.values
+    xr.testing.assert_allclose(index.affinity().sel(source=names, target=names), whole, rtol=0, atol=1e-6)
+    for name in index.models:
+        index.remove(name)
+    assert len(index) == 0 and index.affinity().size == 0
+    index.insert("other", some_maps(images=2, side=5).isel(model=0))  # an empty space takes maps of any probe
+
+
+def test_an_insertion_reads_that_model_once_and_multiplies_it_once_with_each_other(monkeypatch):
+    maps = some_maps().mean("channel")
+    index = filled(maps[:4])
+    read, products = [], []
+    rows, dot = space._rows, np.vecdot
+    monkeypatch.setattr(space, "_rows", lambda block, channels: read.append(block.size) or rows(block, channels))
+    monkeypatch.setattr(space.np, "vecdot", lambda a, b: products.append(a.size) or dot(a, b))
+    index.insert("m4", maps[4])
+    one = maps[4].size
+    assert sum(read) == one and products == [one] * 4
+    index.affinity(), index.neighbours("m1"), index.remove("m0")
+    assert sum(read) == one and len(products) == 4
+
+
+@pytest.mark.parametrize("size", [None, 4096])
+def test_the_nearest_of_a_model_and_of_maps(size):
+    maps = some_maps().mean("channel")
+    table, index = space.neighbours(space.affinity(maps)), filled(maps, sketch=size)
+    near = 1e-6 if size is None else 0.1
+    for name in maps.model.values:
+        found = index.neighbours(name, k=3)
+        assert name not in found and len(found) == 3 and (np.diff(found) <= 0).all()
+        if size is None:
+            assert list(found.index) == list(table.loc[name])[:3]
+        expected = space.affinity(maps).sel(source=list(found.index), target=name)
+        np.testing.assert_allclose(found, expected, atol=near)
+        of_maps = index.neighbours(maps.sel(model=[name]), k=4)
+        assert of_maps.index[0] == name and of_maps.iloc[0] == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(of_maps.iloc[1:], found, atol=1e-6)
+    assert len(index.neighbours("m0", k=99)) == 4 and len(index.neighbours(maps[0], k=99)) == 5
+    assert len(space.ModelSpace(sketch=size).neighbours(maps[0])) == 0
+
+
+def test_blocks_of_images_change_nothing_in_the_index(monkeypatch):
+    maps = some_maps().mean("channel")
+    whole = filled(maps, sketch=64).sketches()
+    monkeypatch.setattr(space, "VALUES_AT_ONCE", 1)
+    np.testing.assert_array_equal(filled(maps, sketch=64).sketches(), whole)
+
+
+def test_a_refused_model_leaves_the_index_as_it_was():
+    maps = some_maps().assign_attrs(probe_sha256="a").assign_coords(attribution="saliency")
+    for size in (None, 64):
+        index = filled(maps, sketch=size)
+        before = index.affinity()
+        zero, other = maps[0].copy(), maps[0]
+        zero[3] = 0
+        for wrong, message in {
+            "model m9 for image 3 is zero": zero,
+            "another image": other.assign_coords(image=np.arange(7) + 1),
+            "another sizes": other[:, :4],
+            "another method": other.assign_coords(attribution="gradient"),
+            "another probe_sha256": other.assign_attrs(probe_sha256="b"),
+            "maps of 5 models": maps,
+            "dimensions": other.rename(image="picture"),
+        }.items():
+            with pytest.raises(ValueError, match=wrong):
+                index.insert("m9", message)
+        with pytest.raises(ValueError, match="there is a model 'm1' already"):
+            index.insert("m1", other)
+        with pytest.raises(KeyError, match="no model 'm9' in this space of 5"):
+            index.remove("m9")
+        with pytest.raises(KeyError, match="no model 'm9'"):
+            index.neighbours("m9")
+        with pytest.raises(ValueError, match="at least one"):
+            index.neighbours("m1", k=0)
+        xr.testing.assert_identical(index.affinity(), before)
+        assert index.models == list(maps.model.values)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        space.ModelSpace(sketch=12)
+
+
+def test_without_faiss_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert filled(some_maps()).neighbours("m0").size == 4
+    with pytest.raises(ImportError, match="pip install"):
+        space.ModelSpace(sketch=64)
+
+
+def test_sketches_made_elsewhere_are_the_same_as_those_of_an_insertion():
+    maps = some_maps().mean("channel")
+    points, index = unit_vectors(maps), filled(maps, sketch=64, seed=3)
+    made = space.sketch(points, 64, seed=3)
+    np.testing.assert_allclose(index.sketches(), made, atol=1e-6)
+    other = space.ModelSpace(sketch=64, seed=3)
+    other.insert_sketches(maps.model.values, made)
+    xr.testing.assert_allclose(other.affinity(), index.affinity(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(index.affinity(), 1 - ((made[:, None] - made) ** 2).sum(2) / 2, atol=1e-5)
+    for names, values, message in [
+        (["m0"], made[:1], "already"),
+        (["a", "a"], made[:2], "twice"),
+        (["a"], made[:2], "expected"),
+        (["a"], made[:1] * np.nan, "finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            other.insert_sketches(names, values)
+    with pytest.raises(ValueError, match="whole maps"):
+        space.ModelSpace().insert_sketches(["a"], made[:1])
+    with pytest.raises(ValueError, match="whole maps"):
+        space.ModelSpace().sketches()
+    with pytest.raises(ValueError, match="positive multiple"):
+        space.sketch(points, 20)
+    with pytest.raises(ValueError, match="shape"):
+        space.sketch(points[None], 64)
+
+
+def test_a_sketch_is_linear_and_belongs_to_its_seed():
+    points = unit_vectors(some_maps())
+    one = space.sketch(points, 64)
+    np.testing.assert_allclose(space.sketch(points[0] + 2 * points[1], 64), one[0] + 2 * one[1], atol=1e-6)
+    assert not np.allclose(one, space.sketch(points, 64, seed=1), atol=0.01)
+
+
+def spiky(models, values, seed=0):
+    """Unit vectors of which four values hold nearly all."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(models, values)) * 0.01 / np.sqrt(values)
+    points[:, :4] += rng.normal(size=(models, 4))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("hashes", [1, space.HASHES, 16])
+@pytest.mark.parametrize("points", [unit_vectors(some_maps(models=2)), spiky(2, 756)], ids=["maps", "spikes"])
+def test_squared_distances_of_sketches_have_the_stated_mean_and_deviation(points, hashes):
+    difference = points[0] - points[1]
+    sketches = np.stack([space.sketch(difference, 16, seed, hashes) for seed in range(2000)])
+    ratios = (sketches**2).sum(1) / (difference @ difference)
+    exact = np.sqrt(2 / 16 * (1 - (difference**4).sum() / (difference @ difference) ** 2))
+    assert ratios.mean() == pytest.approx(1, abs=4 * exact / np.sqrt(2000) + 1e-6)
+    assert exact <= np.sqrt(2 / 16)
+    assert ratios.std() == pytest.approx(exact, rel=0.15)
+
+
+@pytest.mark.parametrize("hashes", [space.HASHES, "dense"])
+def test_the_bound_of_johnson_and_lindenstrauss_holds(hashes):
+    """Share of projections in which any pair is off by more than the stated error, and of pairs for each error."""
+    points = unit_vectors(some_maps(models=8, images=4))
+    first, second = np.triu_indices(8, 1)
+    differences = points[first] - points[second]
+    size = space.sketch_size(8, error=0.5, failure=0.1)
+    many = size if hashes == "dense" else hashes
+    exact = (differences**2).sum(1)
+    ratios = [(space.sketch(differences, size, s, many) ** 2).sum(1) / exact - 1 for s in range(200)]
+    off = np.abs(ratios)
+    assert (off.max(1) > 0.5).mean() <= 0.1
+    for error in (0.2, 0.3, 0.4):
+        assert (off > error).mean() <= 2 * np.exp(-size * (error**2 / 4 - error**3 / 6))
+    assert (off > 0.1).mean() > 0.1  # the sketch is no copy
+
+
+def test_size_of_a_sketch_agrees_with_scikit_learn_and_grows_as_it_must():
+    for n_models, error in [(20, 0.2), (1000, 0.1), (100_000, 0.3)]:
+        theirs = johnson_lindenstrauss_min_dim(n_models, eps=error)  # which leaves a chance of 1/n that all is well
+        ours = space.sketch_size(n_models, error, failure=(n_models - 1) / n_models)
+        assert theirs <= ours <= theirs + space.HASHES + 1
+    assert space.sketch_size(100, 0.1) > space.sketch_size(100, 0.2) > space.sketch_size(10, 0.2)
+    assert space.sketch_size(100, 0.1, 0.001) > space.sketch_size(100, 0.1, 0.1)
+    assert space.sketch_size(100, 0.1) % space.HASHES == 0
+    for wrong in [(1, 0.1, 0.01), (9, 0, 0.01), (9, 1, 0.01), (9, 0.1, 0), (9, 0.1, 1)]:
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            space.sketch_size(*wrong)
+
+
+def test_larger_sketches_recall_more_of_the_nearest():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(20, 3000))
+    points = kinds[rng.integers(20, size=300)] + 1.2 * rng.normal(size=(300, 3000))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    exact = points @ points.T
+    names = [str(i) for i in range(300)]
+    recall = []
+    for size in (16, 128, 1024):
+        index = space.ModelSpace(sketch=size)
+        index.insert_sketches(names, space.sketch(points, size))
+        hits = 0
+        for i in range(300):
+            nearest = np.argsort(-exact[i], kind="stable")[1:11]
+            hits += len({str(n) for n in nearest} & set(index.neighbours(str(i), k=10).index))
+        recall.append(hits / 3000)
+    assert recall[0] < recall[1] - 0.2 and recall[1] < recall[2] - 0.03 and recall[2] > 0.7
+
+
+@pytest.mark.parametrize("channels", ["mean", "keep"])
+def test_chance_is_the_mean_cosine_of_different_images(channels, monkeypatch):
+    monkeypatch.setattr(space, "VALUES_AT_ONCE", 1100)  # two blocks of images
+    maps = some_maps(models=3, images=4)
+    found = space.chance(maps, channels)
+    compared = (maps.mean("channel") if channels == "mean" else maps).values.astype(np.float64).reshape(3, 4, -1)
+    for i, one in enumerate(compared):
+        for j, other in enumerate(compared):
+            pairs = [(one[a], other[b]) for a in range(4) for b in range(4) if a != b]
+            expected = np.mean([u @ v / np.sqrt((u @ u) * (v @ v)) for u, v in pairs])
+            np.testing.assert_allclose(found[i, j], expected, atol=1e-5)
+    assert list(found.source.values) == list(maps.model.values) and np.array_equal(found, found.T)
+
+
+def test_chance_is_the_affinity_of_models_that_see_nothing_of_the_image():
+    maps = some_maps(models=2, images=1)
+    same = maps.isel(image=[0, 0, 0]).assign_coords(image=[0, 1, 2])
+    xr.testing.assert_allclose(space.chance(same), space.affinity(same).assign_attrs())
+    with pytest.raises(ValueError, match="at least two"):
+        space.chance(maps)
+
+
+def test_chance_with_reference_images_is_the_mean_over_them():
+    maps = some_maps(models=2, images=3).rename(channel="reference").transpose("model", "image", "reference", "y", "x")
+    each = [space.chance(maps.isel(reference=r)).values for r in range(3)]
+    np.testing.assert_allclose(space.chance(maps), np.mean(each, axis=0), atol=1e-6)

@@ -338,6 +338,11 @@ def run(function, jobs, workers, title):
     title : str
         Of the progress bar.
 
+    Returns
+    -------
+    list
+        What the function returns for each job, in their order.
+
     Raises
     ------
     RuntimeError
@@ -348,18 +353,21 @@ def run(function, jobs, workers, title):
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
+                results = []
                 for job in jobs:
-                    function(*job)
+                    results.append(function(*job))
                     bar.update()
+                return results
             finally:
                 torch.set_num_threads(threads)
-            return
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin)
         try:
-            for done in as_completed([pool.submit(function, *job) for job in jobs]):
+            futures = [pool.submit(function, *job) for job in jobs]
+            for done in as_completed(futures):
                 done.result()
                 bar.update()
+            return [done.result() for done in futures]
         except BrokenProcessPool:
             raise RuntimeError(
                 f"{title}: a worker process was killed, perhaps for want of memory; what is finished is kept, so run "

@@ -1,0 +1,144 @@
+"""Attribution by the workers of a cluster: the same bytes as by one process, also when one of them is killed."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import distributed
+import pytest
+import xarray as xr
+from test_attribution import probe, toy
+from test_store import attribute, processes, small_blocks, tree  # noqa: F401
+from torch import nn
+
+from support import attribution, cluster, store, zoo
+
+NAMES = "abc"
+
+
+class Logged(nn.Module):
+    """A network that writes down which process runs it, and takes its time: there is a middle to be killed in."""
+
+    def __init__(self, network, log, seconds):
+        super().__init__()
+        self.network, self.log, self.seconds = network, log, seconds
+
+    def forward(self, x):
+        with open(self.log, "a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(self.seconds)
+        return self.network(x)
+
+
+def logged(log, seconds=0.0):
+    encoders = [toy(name, seed=i) for i, name in enumerate(NAMES)]
+    for encoder in encoders:
+        encoder.network = encoder._represent = Logged(encoder.network, log, seconds)
+    return encoders
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two processes, "plain" and "gpu", of which the second says that it has a GPU."""
+    nanny = {"cls": distributed.Nanny, "options": {"nthreads": 1}}
+    workers = {"plain": nanny, "gpu": {**nanny, "options": {"nthreads": 1, "resources": {"GPU": 1}}}}
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "port": 0, "host": "127.0.0.1"}}
+    with (
+        distributed.SpecCluster(workers, scheduler, shutdown_on_close=True) as machines,
+        distributed.Client(machines) as client,
+    ):
+        client.wait_for_workers(2, timeout=120)
+        yield client
+
+
+def kill_who_computes(log, after):
+    """Once `after` batches are begun, kill the process that began the last one."""
+    while not log.exists() or len(log.read_text().splitlines()) < after:
+        time.sleep(0.01)
+    os.kill(int(log.read_text().splitlines()[-1]), signal.SIGKILL)
+
+
+def test_with_a_worker_killed_in_the_middle_nothing_is_lost_and_nothing_done_twice(tmp_path, client):
+    images, log = probe(n=15), tmp_path / "log"
+    expected = attribute(logged(log), images, out=tmp_path / "serial")
+    log.unlink()
+    killer = threading.Thread(target=kill_who_computes, args=(log, 5))
+    killer.start()
+    found = attribute(logged(log, 0.2), images, out=tmp_path / "cluster", client=client)
+    killer.join()
+    begun = log.read_text().splitlines()
+    assert len(set(begun)) >= 2 and str(os.getpid()) not in begun
+    assert len(begun) == len(NAMES) * 4 + 1  # the killed batch was begun twice
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+    xr.testing.assert_identical(found, expected)
+
+
+@pytest.mark.parametrize("method", [["whitened_energy", "epsilon_lrp", "saliency"], "relational"])
+def test_methods_that_need_all_images_give_the_same_bytes_too(tmp_path, client, method):
+    encoders, images = [toy("a"), toy("b", seed=1, side=8)], probe(n=11)
+    attribute(encoders, images, method, out=tmp_path / "serial", channels="keep")
+    attribute(encoders, images, method, out=tmp_path / "cluster", channels="keep", client=client)
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+def test_a_real_network_reaches_a_worker_that_has_loaded_nothing(tmp_path, client):
+    encoders = [zoo.load("package:centerface"), zoo.load("bank:edge2d")]  # one of them converted from ONNX
+    client.restart()
+    attribute(encoders, probe(n=1), out=tmp_path / "cluster", client=client)
+    attribute(encoders, probe(n=1), out=tmp_path / "serial")
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+def test_only_workers_that_declare_a_gpu_get_tasks_unless_the_processor_is_asked_for(tmp_path, client):
+    information = client.scheduler_info(n_workers=-1)["workers"]
+    pids = {bool(information[address]["resources"]): str(pid) for address, pid in client.run(os.getpid).items()}
+    settings = {"images": probe(n=7), "method": "saliency", "progress": False, "client": client}
+    for device, expected in {"auto": {pids[True]}, "cpu": set(pids.values())}.items():
+        log = tmp_path / f"{device}.log"
+        attribution.attribute(logged(log, 0.1), **settings, device=device, out=tmp_path / device)
+        assert set(log.read_text().splitlines()) == expected
+
+
+def test_the_error_of_a_worker_arrives_and_what_is_finished_stays(tmp_path, client):
+    encoders, images = [toy("a"), toy("b", activation=nn.Softmax(1)), toy("c", seed=2)], probe(n=7)
+    with pytest.raises(ValueError, match="b: .*Softmax"):
+        attribute(encoders, images, "epsilon_lrp", out=tmp_path / "maps", client=client)
+    assert not list((tmp_path / "maps").glob(store.DRAFT + "*"))
+    attribute(encoders[::2], images, "epsilon_lrp", out=tmp_path / "maps", client=client)
+    store.delete(tmp_path / "maps", "b")
+    attribute(encoders[::2], images, "epsilon_lrp", out=tmp_path / "serial")
+    assert tree(tmp_path / "maps") == tree(tmp_path / "serial")
+
+
+def be_client(address, log, out):
+    store.BLOCK, store.CHUNK = 4 * 144, 2 * 144
+    attribute(logged(log, 0.2), probe(n=15), out=out, client=cluster.connect(address))
+
+
+def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tmp_path, client):
+    log = tmp_path / "log"
+    attribute(logged(log), probe(n=15), out=tmp_path / "serial")
+    log.unlink()
+    process = processes.Process(target=be_client, args=(client.scheduler.address, log, tmp_path / "cluster"))
+    process.start()
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert list((tmp_path / "cluster").glob(store.DRAFT + "*"))
+    attribute(logged(log), probe(n=15), out=tmp_path / "cluster", client=client)
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+def test_connecting_and_what_is_refused(tmp_path, client):
+    assert cluster.connect("") is None
+    with cluster.connect(client.scheduler.address) as other:
+        assert other.scheduler.address == client.scheduler.address
+    with pytest.raises(OSError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
+        cluster.connect("tcp://127.0.0.1:1", timeout=0.5)
+    with pytest.raises(ValueError, match="give its folder as `out`"):
+        attribute(toy(), probe(), client=client)
+    with pytest.raises(FileNotFoundError, match="does not see .*nowhere: the store must be on a file system"):
+        cluster._store(Path(tmp_path / "nowhere"))
