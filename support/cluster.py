@@ -4,13 +4,14 @@ import functools
 import pickle
 import shutil
 import socket
+import sys
 import threading
 
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from support import attribution, onnx_import, store
+from support import attribution, loaders, onnx_import, store
 
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
 
@@ -94,6 +95,8 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
     path = there.path.resolve()
     inputs = path / (store.DRAFT + "inputs")
     waiting = {}
+    for name in [name for name in sys.modules if name.startswith(loaders.OWN)]:
+        cloudpickle.register_pickle_by_value(sys.modules[name])  # workers have no module of that name
     try:
         with store.told(path):
             inputs.mkdir()
@@ -106,10 +109,11 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
             file = inputs / f"{sha256}.pickle"  # a name that workers may remember
             home = encoder.device
             try:
-                with store.told(path):
-                    file.write_bytes(cloudpickle.dumps(encoder.to("cpu")))
+                pickled = cloudpickle.dumps(encoder.to("cpu"))
             finally:
                 encoder.to(home)
+            with store.told(path):
+                file.write_bytes(pickled)
             found = slopes and submit(_slopes_of, path, file, slopes, device)
             for block in missing:
                 task = submit(_block_of, path, file, encoder.name, block, fill, found, device)

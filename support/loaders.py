@@ -34,6 +34,7 @@ SCHEMES = {
     "torchvision": "torchvision:NAME[#layer.path]",
     "timm": "timm:NAME[#layer.path]",
 }
+OWN = "own_"  # how the modules are called that python: makes of files
 OPSETS = range(9, 21)
 SIZE = 224  # pixels along a side of the images, where nothing else is said
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, in [0, 1]
@@ -649,7 +650,7 @@ def _from_python(target, layer, preprocessing, weights, seed):
 
 def _function(path, name):
     """A function (or class) of a Python file, which runs; modules beside the file can be imported by it."""
-    unique = f"own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    unique = f"{OWN}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     specification = importlib.util.spec_from_file_location(unique, path)
     if specification is None:
         raise ValueError(f"{path.name} is no Python file: its name has to end in .py")

@@ -157,7 +157,9 @@ def encoder_sha256(encoder):
     """
     digest = hashlib.sha256()
     settings = [encoder.input_size, encoder.channels, encoder.layout, encoder._scale]
-    settings += [encoder._mean.tolist(), encoder._std.tolist()]
+    settings += [values.expand(len(encoder._mix), 1, 1).tolist() for values in (encoder._mean, encoder._std)]
+    if encoder.channels == "GREY":
+        settings.append(encoder._mix.tolist())
     digest.update(repr([encoder.name, settings, _identity(encoder._represent)]).encode())
     for module in encoder._modules():
         digest.update(str(module).encode())
@@ -398,11 +400,11 @@ class _Store:
             scale = np.ldexp(np.float32(1), exponent.squeeze(axes)).astype(np.float32)
             self._array(name, "scale", "r+")[:, block] = scale
 
-    def read(self, name, key):
-        """float32 maps of one model, for an outer index (attribution, image, …)."""
+    def read(self, name, key, values):
+        """Fill an array with the float32 maps of one model, for an outer index (attribution, image, …)."""
         scale = self._array(name, "scale", "r").oindex[key[: len(self._counted())]]
         maps = self._array(name, "map", "r").oindex[key]
-        return maps * scale.reshape(*scale.shape, *[1] * (maps.ndim - scale.ndim))
+        np.multiply(maps, scale.reshape(*scale.shape, *[1] * (maps.ndim - scale.ndim)), out=values)
 
     def shape(self, block):
         """Of one model's maps of a block of images."""
@@ -443,7 +445,7 @@ class _Lazy(BackendArray):
         lengths = [len(np.arange(n)[k]) for n, k in zip(self.store.sizes.values(), key, strict=True)]
         values = np.empty((lengths[0], len(chosen), *lengths[1:]), np.float32)
         for i, m in enumerate(chosen):
-            values[:, i] = self.store.read(self.models[m], tuple(key))
+            self.store.read(self.models[m], tuple(key), values[:, i])
         return values.squeeze(single)
 
 

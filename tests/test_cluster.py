@@ -8,6 +8,7 @@ from pathlib import Path
 
 import distributed
 import pytest
+import torch
 import xarray as xr
 from test_attribution import probe, toy
 from test_store import attribute, processes, small_blocks, tree  # noqa: F401
@@ -44,7 +45,10 @@ def client():
     """Two processes, "plain" and "gpu", of which the second says that it has a GPU."""
     nanny = {"cls": distributed.Nanny, "options": {"nthreads": 1}}
     workers = {"plain": nanny, "gpu": {**nanny, "options": {"nthreads": 1, "resources": {"GPU": 1}}}}
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "port": 0, "host": "127.0.0.1"}}
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1", "port": 0},
+    }
     with (
         distributed.SpecCluster(workers, scheduler, shutdown_on_close=True) as machines,
         distributed.Client(machines) as client,
@@ -84,8 +88,13 @@ def test_methods_that_need_all_images_give_the_same_bytes_too(tmp_path, client, 
 
 
 def test_a_real_network_reaches_a_worker_that_has_loaded_nothing(tmp_path, client):
-    encoders = [zoo.load("package:centerface"), zoo.load("bank:edge2d")]  # one of them converted from ONNX
-    client.restart()
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3))\n"
+    )
+    torch.manual_seed(0)
+    own = zoo.load(f"python:{tmp_path / 'mine.py'}:Mine")
+    encoders = [zoo.load("package:centerface"), zoo.load("bank:edge2d"), own]  # the first converted from ONNX
     attribute(encoders, probe(n=1), out=tmp_path / "cluster", client=client)
     attribute(encoders, probe(n=1), out=tmp_path / "serial")
     assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")

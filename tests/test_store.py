@@ -239,6 +239,7 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
             attribute(**{"encoders": toy("b"), "images": images} | settings, out=tmp_path)
     strangers = [toy("a", seed=1), toy("a", scale=2), toy("a", channels="BGR"), toy("a", activation=nn.Tanh())]
     network = toy().network
+    strangers += [toy("a", channels="GREY"), toy("a", channels="GREY", grey=(0.25, 0.5, 0.25))]
     strangers += [Encoder("a", network, task="", family="", input_size=(12, 12), represent=network[:k]) for k in (2, 3)]
     strangers += [
         Encoder("a", network, task="", family="", input_size=(12, 12), represent=functools.partial(part, n=n))
