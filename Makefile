@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install book smoke paper bank test lab format lock clean distclean
+.PHONY: help install book smoke paper bank bench test lab format lock clean distclean
 
 help:
 	@echo "make book     run the notebooks and build the book"
@@ -12,6 +12,7 @@ help:
 	@echo "make smoke    the book with as little data as shows that every step works"
 	@echo "make paper    the book with as many images as there are"
 	@echo "make bank     the task banks: three times rooms, networks and transfers; takes two hours, goes on where it stopped"
+	@echo "make bench    time and memory, side by side with what they are compared with; writes data/benchmarks.csv"
 	@echo "make lab      JupyterLab, in the browser"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make format   let ruff lay out the Python files"
@@ -32,6 +33,9 @@ book smoke paper: install
 bank: install
 	@for seed in 0 1 2; do "$(BIN)/python" -m support.bank all --seed $$seed --workers $(WORKERS) || exit 1; done
 	@"$(BIN)/python" -m support.bank report
+
+bench: install
+	@"$(BIN)/python" tests/benchmarks/run.py
 
 test: install
 	@"$(BIN)/ruff" check .

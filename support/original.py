@@ -138,8 +138,11 @@ def affinities(
         As for `attribution.attribute`.
     """
     if weights == "published":
-        for name in names:
-            taskonomy.fetch(name, progress=progress)
+        try:
+            for name in names:
+                taskonomy.fetch(name, progress=progress)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. To try the run without them: -p weights random") from None
     for name in names:
         encoder = taskonomy.encoder(name, weights, seed, size)
         attribution.attribute(

@@ -27,3 +27,18 @@ def test_signed_maps_are_centred_on_white_and_others_start_at_black():
     assert low == -high and 2.5 < high < 3
     assert axes[1].images[0].get_clim()[0] == 0
     figures.plt.close("all")
+
+
+def test_an_overlay_puts_shares_of_the_sides_onto_the_picture():
+    _, ax = figures.plt.subplots()
+    heat = np.zeros((2, 4))
+    heat[1, 3] = 2
+    figures.overlay(ax, np.zeros((20, 30, 3)), heat=heat, points=[[0.25, 0.75]], boxes=[[0.1, 0.2, 0.5, 0.9, 0.7]])
+    picture, over = ax.images
+    assert picture.get_extent() == over.get_extent() == [0, 1, 1, 0]
+    assert ax.get_aspect() == 20 / 30  # a unit of the picture's height is shorter than one of its width
+    assert over.get_alpha()[1, 3] == 1 and over.get_alpha().sum() == 1
+    points, box = (line.get_xydata() for line in ax.lines)
+    np.testing.assert_allclose(points, [[0.25, 0.75]])
+    np.testing.assert_allclose([box.min(0), box.max(0)], [[0.1, 0.2], [0.5, 0.9]])
+    figures.plt.close("all")

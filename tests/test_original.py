@@ -162,7 +162,7 @@ def test_published_weights_are_asked_for_before_anything_is_computed(run, passes
             raise FileNotFoundError("no connection")
 
     monkeypatch.setattr(taskonomy, "fetch", fetch)
-    with pytest.raises(FileNotFoundError, match="no connection"):
+    with pytest.raises(FileNotFoundError, match="no connection. To try the run without them: -p weights random"):
         run(weights="published")
     assert passes == [] and not (tmp_path / "maps").exists()
 
