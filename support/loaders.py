@@ -337,9 +337,10 @@ def _orient(values, size):
 
 
 def _layers(network, inputs):
-    """What the layers of a torch network make and its learned layers read: `choose`'s arguments."""
-    made, read, handles = [], [], []
+    """What the layers of a torch network make and its learned layers read: `choose`'s arguments but the size."""
+    made, read, handles, nodes = [], [], [], {}
     order = iter(range(sys.maxsize))
+    inputs = inputs.clone().requires_grad_().clone()
 
     def entering(name, module):
         learned = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
@@ -354,6 +355,7 @@ def _layers(network, inputs):
         def hook(_, values, result):
             if _shape(result):
                 made.append(Feature(name, _shape(result), next(order)))
+                nodes[name] = result.grad_fn
 
         return hook
 
@@ -362,23 +364,28 @@ def _layers(network, inputs):
             handles.append(module.register_forward_pre_hook(entering(name, module)))
             handles.append(module.register_forward_hook(leaving(name)))
     try:
-        with torch.no_grad():
-            results = [_shape(tensor) for tensor in _tensors(network(inputs)) if _shape(tensor)]
+        results = _tensors(network(inputs))
     finally:
         for handle in handles:
             handle.remove()
     latest = {feature.name: feature for feature in made}  # a layer that runs twice counts where it runs last
-    return sorted(latest.values(), key=lambda feature: feature.order), read, results
+    made = sorted(latest.values(), key=lambda feature: feature.order)
+    ends = [tensor.grad_fn for tensor in results]
+    passed = functools.partial(_is_passed, nodes, inputs.grad_fn, ends)
+    return made, read, [_shape(tensor) for tensor in results if _shape(tensor)], passed
 
 
-def _is_passed(network, inputs, feature):
-    """Whether nothing of what the network says depends on the inputs any more when one layer's output is held fast."""
-    modules = dict(network.named_modules())
-    handle = modules[feature.name].register_forward_hook(lambda _, values, made: made.detach())
-    try:
-        return not any(tensor.requires_grad for tensor in _tensors(network(inputs.clone().requires_grad_())))
-    finally:
-        handle.remove()
+def _is_passed(nodes, start, ends, feature):
+    """Whether every way back through autograd's graph, from the results to the images, goes through one layer."""
+    seen, waiting = {None, nodes[feature.name]}, list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node is start:
+            return False
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return True
 
 
 def _represent(network, layer, inputs, size):
@@ -389,8 +396,8 @@ def _represent(network, layer, inputs, size):
         return (lambda values: _orient(network.represent(values), size)), "what the network's `represent` gives", {}
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         return functools.partial(_timm_features, network, size), "the features before timm's forward_head", {}
-    made, read, results = _layers(network, inputs)
-    chosen, alternatives = choose(made, read, results, size, functools.partial(_is_passed, network, inputs))
+    made, read, results, is_passed = _layers(network, inputs)
+    chosen, alternatives = choose(made, read, results, size, is_passed)
     return _Tap(network, chosen.name, chosen.of, size), f"the {chosen.of} of {chosen.name}", alternatives
 
 
