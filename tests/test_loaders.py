@@ -493,6 +493,7 @@ def stand_ins(monkeypatch):
         return network
 
     models = types.ModuleType("torchvision.models")
+
     def detector():
         raise AssertionError("not to be called")
 
