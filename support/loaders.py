@@ -506,7 +506,7 @@ def _onnx_preprocessing(name, sizes, preprocessing):
         raise ValueError(f"{name}: the input has {n_channels} channels, expected 3 (or 1, grey)")
     preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or SIZE for length in size))
     if n_channels == 1:
-        preprocessing = {"channels": "GREY", "mean": sum(MEAN) / 3, "std": sum(STD) / 3} | preprocessing
+        preprocessing = {"channels": "GREY"} | preprocessing
     return preprocessing, n_channels
 
 
@@ -579,7 +579,9 @@ def _encoder(network, represent, preprocessing, *, task="not stated", family, re
         card |= {"file": Path(file).name, "sha256": wheels.sha256(file)}
     card |= {"parameters": _count(network), "representation": f"{representation[0].upper()}{representation[1:]}."}
     card["alternatives"] = alternatives
-    options = {"input_size": (SIZE, SIZE), "mean": MEAN, "std": STD} | preprocessing
+    grey = preprocessing.get("channels") == "GREY"
+    normal = {"mean": sum(MEAN) / 3, "std": sum(STD) / 3} if grey else {"mean": MEAN, "std": STD}
+    options = {"input_size": (SIZE, SIZE)} | normal | preprocessing
     return Encoder("", network, task=task, family=family, represent=represent, card=card, **options)
 
 
