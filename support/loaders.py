@@ -338,9 +338,10 @@ def _orient(values, size):
 
 
 def _layers(network, inputs):
-    """What the layers of a torch network make and its learned layers read: `choose`'s arguments."""
-    made, read, handles = [], [], []
+    """What the layers of a torch network make and its learned layers read: `choose`'s arguments but the size."""
+    made, read, handles, nodes = [], [], [], {}
     order = iter(range(sys.maxsize))
+    inputs = inputs.clone().requires_grad_().clone()
 
     def entering(name, module):
         learned = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
@@ -355,6 +356,7 @@ def _layers(network, inputs):
         def hook(_, values, result):
             if _shape(result):
                 made.append(Feature(name, _shape(result), next(order)))
+                nodes[name] = result.grad_fn
 
         return hook
 
@@ -363,23 +365,28 @@ def _layers(network, inputs):
             handles.append(module.register_forward_pre_hook(entering(name, module)))
             handles.append(module.register_forward_hook(leaving(name)))
     try:
-        with torch.no_grad():
-            results = [_shape(tensor) for tensor in _tensors(network(inputs)) if _shape(tensor)]
+        results = _tensors(network(inputs))
     finally:
         for handle in handles:
             handle.remove()
     latest = {feature.name: feature for feature in made}  # a layer that runs twice counts where it runs last
-    return sorted(latest.values(), key=lambda feature: feature.order), read, results
+    made = sorted(latest.values(), key=lambda feature: feature.order)
+    ends = [tensor.grad_fn for tensor in results]
+    passed = functools.partial(_is_passed, nodes, inputs.grad_fn, ends)
+    return made, read, [_shape(tensor) for tensor in results if _shape(tensor)], passed
 
 
-def _is_passed(network, inputs, feature):
-    """Whether nothing of what the network says depends on the inputs any more when one layer's output is held fast."""
-    modules = dict(network.named_modules())
-    handle = modules[feature.name].register_forward_hook(lambda _, values, made: made.detach())
-    try:
-        return not any(tensor.requires_grad for tensor in _tensors(network(inputs.clone().requires_grad_())))
-    finally:
-        handle.remove()
+def _is_passed(nodes, start, ends, feature):
+    """Whether every way back through autograd's graph, from the results to the images, goes through one layer."""
+    seen, waiting = {None, nodes[feature.name]}, list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node is start:
+            return False
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return True
 
 
 def _represent(network, layer, inputs, size):
@@ -390,8 +397,8 @@ def _represent(network, layer, inputs, size):
         return (lambda values: _orient(network.represent(values), size)), "what the network's `represent` gives", {}
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         return functools.partial(_timm_features, network, size), "the features before timm's forward_head", {}
-    made, read, results = _layers(network, inputs)
-    chosen, alternatives = choose(made, read, results, size, functools.partial(_is_passed, network, inputs))
+    made, read, results, is_passed = _layers(network, inputs)
+    chosen, alternatives = choose(made, read, results, size, is_passed)
     return _Tap(network, chosen.name, chosen.of, size), f"the {chosen.of} of {chosen.name}", alternatives
 
 
@@ -500,7 +507,7 @@ def _onnx_preprocessing(name, sizes, preprocessing):
         raise ValueError(f"{name}: the input has {n_channels} channels, expected 3 (or 1, grey)")
     preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or SIZE for length in size))
     if n_channels == 1:
-        preprocessing = {"channels": "GREY", "mean": sum(MEAN) / 3, "std": sum(STD) / 3} | preprocessing
+        preprocessing = {"channels": "GREY"} | preprocessing
     return preprocessing, n_channels
 
 
@@ -573,7 +580,9 @@ def _encoder(network, represent, preprocessing, *, task="not stated", family, re
         card |= {"file": Path(file).name, "sha256": wheels.sha256(file)}
     card |= {"parameters": _count(network), "representation": f"{representation[0].upper()}{representation[1:]}."}
     card["alternatives"] = alternatives
-    options = {"input_size": (SIZE, SIZE), "mean": MEAN, "std": STD} | preprocessing
+    grey = preprocessing.get("channels") == "GREY"
+    normal = {"mean": sum(MEAN) / 3, "std": sum(STD) / 3} if grey else {"mean": MEAN, "std": STD}
+    options = {"input_size": (SIZE, SIZE)} | normal | preprocessing
     return Encoder("", network, task=task, family=family, represent=represent, card=card, **options)
 
 
