@@ -106,6 +106,7 @@ def affinities(
     device="auto",
     batch_size=None,
     progress=True,
+    client=None,
 ):
     """Affinities of Taskonomy's encoders by the three methods of the paper, out of core.
 
@@ -122,7 +123,7 @@ def affinities(
         Folder of the maps; one for every set of images, kind of weights and size.
     weights, seed, size
         As for `taskonomy.encoder`.
-    device, batch_size, progress
+    device, batch_size, progress, client
         As for `attribution.attribute`.
 
     Returns
@@ -146,7 +147,7 @@ def affinities(
     for name in names:
         encoder = taskonomy.encoder(name, weights, seed, size)
         attribution.attribute(
-            encoder, images, METHODS, device=device, batch_size=batch_size, progress=progress, out=out
+            encoder, images, METHODS, device=device, batch_size=batch_size, progress=progress, out=out, client=client
         )
         del encoder  # before the next is made
     maps = store.open(out, list(names))

@@ -5,6 +5,7 @@ import json
 import weakref
 from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 import xarray as xr
@@ -132,6 +133,14 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_computes_nothing(small, r
     assert passes[3:] == [0, 0, 16]
     xr.testing.assert_identical(run(), found)
     assert passes[6:] == [0, 0, 0]
+
+
+def test_a_cluster_gives_the_same(small, run, images, tmp_path):
+    expected = run()
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        options = {"weights": "random", "size": SIZE, "device": "cpu", "progress": False, "client": client}
+        found = original.affinities(NAMES, images, tmp_path / "of the cluster", **options)
+    xr.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_one_network_is_in_memory_at_a_time(small, run, monkeypatch):
