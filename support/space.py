@@ -263,7 +263,7 @@ def sketch_size(n_models, error, failure=0.01):
     Computer and System Sciences 66, 2003): for one pair a dense sketch is off by more than that with a probability of
     at most 2 exp(−size (error² / 4 − error³ / 6)), and the probabilities of all pairs are added. 1 − affinity is half
     the squared distance. The size depends neither on the number of images nor on that of pixels. The lemma is proved
-    for ``hashes=size``; that fewer hashes keep to it on attribution maps is an observation, which the tests repeat.
+    for ``hashes=size``; that fewer hashes keep to it is an observation, on random maps, which the tests repeat.
 
     Parameters
     ----------
