@@ -1,11 +1,13 @@
 """Attribution on many processes or machines, with Dask: a task a model and block of images, results to the store."""
 
+import asyncio
 import functools
 import pickle
 import shutil
 import socket
 import sys
 import threading
+import time
 
 import numpy as np
 import xarray as xr
@@ -56,7 +58,8 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
     """Have the workers compute and write blocks of a store.
 
     Every worker must see the store under the same path. What it needs besides, networks and images, lies there too
-    while this runs, so that a task of a worker that died can be done by any other.
+    while this runs, so that a task of a worker that died can be done by any other. Also after an error this returns
+    only when no worker is computing or writing any more: a task that has begun cannot be stopped and is waited for.
 
     Parameters
     ----------
@@ -123,7 +126,21 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
             bar.update(waiting[task])
     finally:
         client.cancel(list(waiting))
+        _let_end(client, {task.key for task in waiting})
         shutil.rmtree(inputs, ignore_errors=True)
+
+
+def _let_end(client, keys):
+    """Wait until no worker has any of some cancelled tasks; cancelling does not stop those that have begun."""
+    while client.status == "running" and any(keys.intersection(of_it) for of_it in client.processing().values()):
+        time.sleep(0.02)
+    if client.status == "running":
+        client.run(_forget, keys, on_error="ignore")  # a worker that dies meanwhile writes nothing either
+
+
+async def _forget(keys, dask_worker):
+    while not keys.isdisjoint(dask_worker.state.tasks):
+        await asyncio.sleep(0.02)
 
 
 def _block_of(path, file, name, block, fill, found, device):

@@ -33,7 +33,7 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
         From `attribution.METHODS`, as mean cosine of the maps, or from `similarity.METHODS`. The maps of the published
         methods are averaged over their colours, those of all others are not.
     ridge, device, progress
-        As for `attribution.attribute`.
+        As for `attribution.attribute`; representations are computed on `device` too, in batches.
 
     Returns
     -------
@@ -65,8 +65,7 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
             total = total + space.affinity(maps, channels="keep") * len(some)
         found["relational"] = total / len(references)
     if set(scores) - set(attributions):
-        with torch.no_grad():
-            representations = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
+        representations = _representations(encoders, images, device)
         found |= {name: similarity.matrix(representations, name) for name in scores if name in similarity.METHODS}
     return _stacked({name: found[name] for name in scores}, "score", "affinity")
 
@@ -75,8 +74,8 @@ def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="a
     """Several scores of every two networks, what chance makes of them, and what is left above it.
 
     Chance is what a score is when the two networks see different images: of attribution maps, the mean cosine over all
-    pairs of images (`space.chance`); of representations, the similarity after the images of one network have been
-    moved on by half their number, mean of both ways round.
+    pairs of images (`space.chance`); of representations, the mean similarity over about a dozen ways to move the images
+    of one network on (`similarity.chance`).
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="a
     grid, variance
         As for `similarity.matrix`.
     device, progress
-        As for `attribution.attribute`.
+        As for `attribution.attribute`; representations are computed on `device` too, in batches.
 
     Returns
     -------
@@ -100,8 +99,10 @@ def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="a
     Raises
     ------
     ValueError
-        As for `attribution.attribute`, `space.chance` and `similarity.matrix`.
+        Fewer than two images, or as for `attribution.attribute`, `space.chance` and `similarity.chance`.
     """
+    if images.sizes["image"] < 2:
+        raise ValueError("chance is what different images give: it needs at least two")
     affinity, chance = {}, {}
     by_maps = [name for name in scores if name in attribution.METHODS]
     if by_maps:
@@ -112,14 +113,10 @@ def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="a
             affinity[name] = space.affinity(maps.sel(attribution=name), choice)
             chance[name] = space.chance(maps.sel(attribution=name), choice)
     if len(by_maps) < len(scores):
-        with torch.no_grad():
-            units = {e.name: e.represent(e.preprocess(images)).cpu().numpy() for e in encoders}
-        moved = {f"{name}, moved": np.roll(values, len(values) // 2, 0) for name, values in units.items()}
+        units = _representations(encoders, images, device)
         for name in (name for name in scores if name not in by_maps):
-            both = similarity.matrix(units | moved, name, grid=grid, variance=variance)
-            affinity[name] = both.sel(source=list(units), target=list(units))
-            crossed = both.sel(source=list(units), target=list(moved)).values
-            chance[name] = affinity[name].copy(data=(crossed + crossed.T) / 2)
+            affinity[name] = similarity.matrix(units, name, grid=grid, variance=variance)
+            chance[name] = similarity.chance(units, name, grid=grid, variance=variance)
     levels = [_stacked({name: level[name] for name in scores}, "score", "affinity") for level in (affinity, chance)]
     return _stacked(
         dict(zip(("affinity", "chance", "above"), (*levels, levels[0] - levels[1]), strict=True)), "level", "affinity"
@@ -213,6 +210,16 @@ def quality(affinities, truth, measures=MEASURES):
             parts[name] = quality(affinities.sel({dim: name}), of_it, measures)
         return _stacked(parts, dim, "quality")
     return _stacked({name: measure(affinities, truth) for name, measure in measures.items()}, "measure", "quality")
+
+
+def _representations(encoders, images, device):
+    """Representations by name, computed in batches on a device."""
+    device, found = attribution._device(device), {}
+    for encoder in encoders:
+        with attribution._on(encoder, device):
+            batches = attribution._batches(encoder, images, torch.no_grad()(encoder.represent), device, None)
+            found[encoder.name] = np.concatenate([values.cpu().numpy() for _, values in batches])
+    return found
 
 
 def _stacked(arrays, dim, name):

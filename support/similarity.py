@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 SAMPLES_PER_DIRECTION = 5  # with fewer, canonical correlations are high for any two representations
 FEWEST_SAMPLES = 4
+SHIFTS = 12  # numbers of places by which `chance` moves the images on
 MOST_SAMPLES = 4096  # of RSA and duality diagrams, which hold a value for every two samples
 
 
@@ -197,6 +198,70 @@ def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
         Unknown method, no network, `variance` out of range, different numbers of images, networks with and without
         positions, or as for the function of that method; the network is named.
     """
+    summaries, attrs = _summaries(reps, method, samples, grid, variance)
+    compare = _STEPS[method][1]
+    result = np.eye(len(reps))
+    for (i, one), (j, other) in combinations(enumerate(summaries.values()), 2):
+        result[i, j] = result[j, i] = _clipped(compare(one, other))
+    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity of representations"})
+
+
+def chance(reps, method="svcca", samples=None, grid=None, variance=0.99):
+    """Similarity of the representations of every two networks when they are given different images.
+
+    The images of one of the two networks are moved on by a number of places, the last ones to the beginning, so that
+    each meets another image. The result is the mean over all numbers of places, from 1 to the number of images − 1, or,
+    with more than `SHIFTS` + 1 images, over `SHIFTS` of them at most, spread evenly. With a number of places its
+    opposite is taken always, so that either network may be the one that is moved.
+
+    Parameters
+    ----------
+    reps, method, samples, grid, variance
+        As for `matrix`. What a method needs of one network is computed once, not once for each number of places.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64, (source, target), symmetric; on the diagonal, of a network with itself. The attrs of `matrix`.
+
+    Raises
+    ------
+    ValueError
+        As for `matrix`, or fewer than two images.
+    """
+    summaries, attrs = _summaries(reps, method, samples, grid, variance)
+    n_images = len(next(iter(reps.values())))
+    if n_images < 2:
+        raise ValueError("chance is what different images give: it needs at least two")
+    compare = _STEPS[method][1]
+    result = np.zeros((len(reps), len(reps)))
+    places = _shifts(n_images)
+    for j, other in enumerate(summaries.values()):
+        for shift in places:
+            moved = _moved(other, shift * attrs["n_samples"] // n_images)
+            for i, one in enumerate(summaries.values()):
+                if i <= j:
+                    result[i, j] += _clipped(compare(one, moved)) / len(places)
+    result += np.triu(result, 1).T
+    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity for different images"})
+
+
+def _shifts(n_images):
+    """Numbers of places to move n images on by: with each k also n − k."""
+    half = n_images // 2
+    few = {round(k) for k in np.linspace(1, half, min(SHIFTS // 2, half))}
+    return sorted(few | {n_images - k for k in few})
+
+
+def _moved(summary, steps):
+    """What `summary` is of samples moved on: its rows are theirs, or it has a value for every two of them."""
+    if summary.ndim == 2:
+        return np.roll(summary, steps, 0)
+    return squareform(np.roll(squareform(summary), (steps, steps), (0, 1)), checks=False)
+
+
+def _summaries(reps, method, samples, grid, variance):
+    """What a method needs of each network, by name, and the attrs of a matrix."""
     if method not in _STEPS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if not reps:
@@ -212,29 +277,18 @@ def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
             raise ValueError(f'the representations of {", ".join(flat)} have no positions: use samples="images"')
         if not flat and grid is None and all(len(size) == 2 for size in sizes.values()):
             grid = tuple(int(side) for side in np.min(list(sizes.values()), axis=0))
-    summarise, compare = _STEPS[method]
+    summarise, _ = _STEPS[method]
     options = {"variance": variance} if method == "svcca" else {}
     summaries = {}
     for name, values in reps.items():
         rows = _form(values, kind, grid)
         summaries[name] = summarise(_checked(rows, name), name, **options)
-    result = np.eye(len(reps))
-    for (i, one), (j, other) in combinations(enumerate(summaries.values()), 2):
-        result[i, j] = result[j, i] = _clipped(compare(one, other))
-    names = list(reps)
-    return xr.DataArray(
-        result,
-        {"source": names, "target": names},
-        ("source", "target"),
-        name="similarity",
-        attrs={
-            "long_name": f"{method.upper()} similarity of representations",
-            "units": "1",
-            "method": method,
-            "samples": kind,
-            "n_samples": len(rows),
-        },
-    )
+    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(rows)}
+
+
+def _labelled(values, reps, attrs):
+    coords = {"source": list(reps), "target": list(reps)}
+    return xr.DataArray(values, coords, ("source", "target"), name="similarity", attrs=attrs)
 
 
 _form = samples  # `matrix` has an argument of that name

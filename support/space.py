@@ -323,7 +323,7 @@ class ModelSpace:
 
     def __init__(self, channels="mean", sketch=None, seed=0):
         self.channels, self.sketch, self.seed = channels, sketch, seed
-        self._names = []
+        self._names, self._places = [], {}  # the place of each name in the list
         self._probe = None  # labels and attributes of the maps, the same for all models
         self._vectors, self._affinity = [], np.empty((0, 0))
         if sketch is not None:
@@ -335,7 +335,7 @@ class ModelSpace:
         return len(self._names)
 
     def __contains__(self, name):
-        return name in self._names
+        return name in self._places
 
     @property
     def models(self):
@@ -359,7 +359,7 @@ class ModelSpace:
             The name is taken, the maps are of other images, another size or another method than those of the models
             there, or as for `affinity`. The space is as before then.
         """
-        if name in self._names:
+        if name in self._places:
             raise ValueError(f"there is a model {name!r} already: remove it first, or choose another name")
         vector, probe = self._vector(name, maps)
         if self.sketch is None:
@@ -368,7 +368,7 @@ class ModelSpace:
             self._vectors.append(vector)
         else:
             self._index.add(vector[None])
-        self._names.append(name)
+        self._named([name])
         self._probe = self._probe or probe
 
     def insert_sketches(self, names, sketches):
@@ -391,11 +391,10 @@ class ModelSpace:
             raise ValueError("this space keeps whole maps: make it with sketch=SIZE")
         if sketches.shape != (len(names), self.sketch) or not np.isfinite(sketches).all():
             raise ValueError(f"expected finite sketches ({len(names)}, {self.sketch}), got {sketches.shape}")
-        together = {*names, *self._names}
-        if len(together) < len(names) + len(self._names):
+        if len(set(names)) < len(names) or not self._places.keys().isdisjoint(names):
             raise ValueError("a name is given twice, or is there already")
         self._index.add(sketches)
-        self._names += names
+        self._named(names)
 
     def sketches(self):
         """The sketches of all models, (model, sketch), float32.
@@ -427,7 +426,9 @@ class ModelSpace:
             del self._vectors[place]
         else:
             self._index.remove_ids(np.array([place]))
-        del self._names[place]
+        names = self._names[:place] + self._names[place + 1 :]
+        self._names, self._places = [], {}
+        self._named(names)
         self._probe = self._probe if self._names else None
 
     def affinity(self):
@@ -491,9 +492,13 @@ class ModelSpace:
         )
 
     def _place(self, name):
-        if name not in self._names:
+        if name not in self._places:
             raise KeyError(f"there is no model {name!r} in this space of {len(self)}")
-        return self._names.index(name)
+        return self._places[name]
+
+    def _named(self, names):
+        self._places.update(zip(names, range(len(self._names), len(self._names) + len(names)), strict=True))
+        self._names += names
 
     def _products(self, vector):
         """Affinity of a vector (map, values) with every model, each map's cosine in float32, their mean in float64."""

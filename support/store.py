@@ -15,12 +15,15 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import torch
 import xarray as xr
+from torch import nn
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
 BLOCK = 2**22  # values of one method's maps that are computed and marked as done together
 CHUNK = 2**19  # values in a file of the store: what reading one image costs
+VERSION = 2  # of what the SHA-256 of an encoder covers and how a store is laid out; others are not read
 DRAFT = ".draft_"  # how the names of folders begin that are made or removed, or needed only while a run lasts
 _FAILURES = {
     getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",  # Windows has no such number
@@ -142,8 +145,9 @@ def encoder_sha256(encoder):
     """SHA-256 of what an encoder computes with, so far as it can be read off: to tell networks of one name apart.
 
     It covers the modules as they print, all parameters and buffers, the preprocessing, and of a function that gives
-    the representation the name, the source, and numbers and strings that are bound to it. It does not cover the code
-    of a module's `forward`.
+    the representation the name, the source, and what is bound to it: numbers, strings, arrays, other functions, and
+    the attributes of the object that it is or whose method it is, such as the name of a layer. It does not cover the
+    code of a module's `forward`.
 
     Parameters
     ----------
@@ -203,7 +207,7 @@ def header(methods, options, images, references, attrs):
     return _plain(
         {
             "format": "attribution maps",
-            "version": 1,
+            "version": VERSION,
             "probe_sha256": digest.hexdigest(),
             "methods": list(methods),
             "options": options,
@@ -245,7 +249,7 @@ def create(path, header):
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path), told(path):
             for rest in path.glob("zarr.*.partial"):
-                rest.unlink()
+                rest.unlink(missing_ok=True)
             if not (path / "zarr.json").exists():
                 strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
                 if strangers:
@@ -277,7 +281,7 @@ class _Store:
                 f"{path} is no store of maps: attribution.attribute(..., out={str(path)!r}) makes one"
             ) from None
         self.header = json.loads(text).get("attributes", {})
-        if (self.header.get("format"), self.header.get("version")) != ("attribution maps", 1):
+        if (self.header.get("format"), self.header.get("version")) != ("attribution maps", VERSION):
             raise ValueError(f"{path} is a Zarr folder, but no store of maps that this version can read")
         coords = {n: np.asarray(v, dtype) for n, (dtype, v) in self.header["coords"].items()}
         sizes = {"attribution": len(self.header["methods"]), "image": len(coords["image"])}
@@ -356,14 +360,17 @@ class _Store:
             yield
 
     def begin(self, name, sha256):
-        """Make a model's group, or clear away what a killed process left in it."""
+        """Make a model's group, or clear away what a killed process left in it.
+
+        Workers of a caller that was killed may still be writing: a file of theirs may get its name, and so be gone.
+        """
         import zarr
 
         self.check_encoder(name, sha256)
         folder = self.folder(name)
         with told(self.path):
             for rest in folder.rglob("*.partial"):
-                rest.unlink()
+                rest.unlink(missing_ok=True)
             if folder.exists():
                 return
             draft = self.path / (DRAFT + folder.name)
@@ -479,27 +486,42 @@ def told(path):
         ) from error
 
 
-def _identity(function):
-    """What of a function can be read off and is the same in every process, for a hash."""
-    if isinstance(function, functools.partial):
-        bound = [*function.args, *function.keywords.items()]
-        return [_identity(function.func), *(v for v in bound if _is_plain(v))]
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    if not isinstance(function, types.FunctionType):
-        return [name]
-    try:
-        source = inspect.getsource(function)
-    except OSError:  # typed into an interpreter
-        source = ""
-    bound = [cell.cell_contents for cell in function.__closure__ or ()]
-    bound += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
-    return [name, source, *(v for v in bound if _is_plain(v))]
+def _identity(value, above=()):
+    """What of a function, or of a value bound to it, can be read off and is the same in every process, for a hash."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if any(value is one for one in above):  # a function that is bound to itself
+        return None
+    within = functools.partial(_identity, above=(*above, value))
+    if isinstance(value, list | tuple):
+        return [within(v) for v in value]
+    if isinstance(value, dict):
+        return [[within(k), within(v)] for k, v in value.items()]
+    if isinstance(value, torch.Tensor | np.ndarray):
+        values = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        return [str(values.dtype), values.shape, hashlib.sha256(values.tobytes()).hexdigest()]
+    if isinstance(value, functools.partial):
+        return [within(v) for v in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.MethodType):
+        return [within(value.__func__), _state(value.__self__, within)]
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, types.FunctionType):
+        try:
+            source = inspect.getsource(value)
+        except OSError:  # typed into an interpreter
+            source = ""
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [name, source, *(within(v) for v in (cells, value.__defaults__, value.__kwdefaults__))]
+    if isinstance(value, nn.Module) or not callable(value) or isinstance(value, type):
+        return [name]  # a module is read off as a whole
+    return [name, within(type(value).__call__), _state(value, within)]
 
 
-def _is_plain(value):
-    if isinstance(value, tuple | list):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, str | int | float)
+def _state(value, identity):
+    """Attributes of an object; of a module its own, without those that every module has."""
+    common = vars(nn.Module()).keys() if isinstance(value, nn.Module) else ()
+    attributes = getattr(value, "__dict__", {})
+    return [type(value).__qualname__, *([k, identity(v)] for k, v in sorted(attributes.items()) if k not in common)]
 
 
 def _plain(value):
