@@ -30,7 +30,8 @@ def test_the_table_has_what_the_chapter_draws():
 def test_functions_are_timed_in_turns_after_one_round_that_does_not_count(bench):
     calls = []
     times = bench.side_by_side([lambda: calls.append("a"), lambda: calls.append("b")], repeats=3)
-    assert set(calls[:2]) == set(calls[2:4]) == set(calls[4:6]) == set("ab") and times.shape == (3, 2) and (times > 0).all()
+    assert all(set(calls[k : k + 2]) == set("ab") for k in range(0, 8, 2)) and len(calls) == 8
+    assert times.shape == (3, 2) and (times > 0).all()
 
 
 def test_a_row_is_median_and_quartiles(bench, capsys):

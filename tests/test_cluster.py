@@ -121,6 +121,16 @@ def test_the_error_of_a_worker_arrives_and_what_is_finished_stays(tmp_path, clie
     assert tree(tmp_path / "maps") == tree(tmp_path / "serial")
 
 
+def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
+    log = tmp_path / "log"
+    encoders = [*logged(log, 0.5), toy("d", activation=nn.Softmax(1))]
+    with pytest.raises(ValueError, match="d: .*Softmax"):
+        attribute(encoders, probe(n=15), "epsilon_lrp", out=tmp_path / "maps", client=client)
+    begun, files = log.read_text() if log.exists() else "", tree(tmp_path / "maps")
+    time.sleep(1.5)
+    assert (log.read_text() if log.exists() else "") == begun and tree(tmp_path / "maps") == files
+
+
 def be_client(address, log, out):
     store.BLOCK, store.CHUNK = 4 * 144, 2 * 144
     attribute(logged(log, 0.2), probe(n=15), out=out, client=cluster.connect(address))

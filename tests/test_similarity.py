@@ -300,3 +300,27 @@ def test_the_matrix_keeps_the_variance_it_is_told():
     assert abs(found - similarity.matrix({"a": one, "b": other}, "svcca")[0, 1]) > 0.01
     with pytest.raises(ValueError, match="variance is 0,"):
         similarity.matrix({"a": one, "b": other}, "svcca", variance=0)
+
+
+@pytest.mark.parametrize("images", [5, 6, 31])
+@pytest.mark.parametrize("method", similarity.METHODS)
+def test_chance_is_the_mean_over_images_moved_on(method, images):
+    kind = "images" if method in ("rsa", "dds") else "positions"
+    reps = {name: maps(channels=2, images=images, seed=seed) for seed, name in enumerate("abc")}
+    options = {"variance": 0.9} if method == "svcca" else {}
+    found = similarity.chance(reps, method, variance=0.9)
+    shifts = similarity._shifts(images)
+    assert shifts == (list(range(1, images)) if images < 14 else sorted(shifts)) and len(shifts) <= similarity.SHIFTS
+    assert {images - k for k in shifts} == set(shifts) and 0 < min(shifts) <= max(shifts) < images
+    forms = {name: similarity.samples(values, kind) for name, values in reps.items()}
+    steps = 1 if kind == "images" else 16
+    for one, other in ("ab", "cb", "aa"):
+        pairs = [np.roll(forms[other], k * steps, 0) for k in shifts]
+        expected = np.mean([PAIRS[method](forms[one], values, **options) for values in pairs])
+        assert float(found.sel(source=one, target=other)) == pytest.approx(expected, abs=1e-9)
+        assert float(found.sel(source=other, target=one)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_chance_needs_two_images():
+    with pytest.raises(ValueError, match="at least two"):
+        similarity.chance({name: maps(channels=2, images=1) for name in "ab"}, "cka")

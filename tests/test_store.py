@@ -22,7 +22,7 @@ import zarr
 from test_attribution import probe, toy
 from torch import nn
 
-from support import attribution, space, store
+from support import attribution, loaders, space, store
 from support.zoo import Encoder
 
 METHODS = ["saliency", "epsilon_lrp"]
@@ -249,6 +249,13 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
         Encoder("a", network, task="", family="", input_size=(12, 12), represent=lambda x, n=n: part(x, n))
         for n in (2, 3)
     ]
+    for represent in (
+        *(loaders._Tap(network, layer) for layer in ("1", "2")),
+        loaders._Tap(network, "2", "input"),
+        *(Places(n) for n in (2, 3)),
+        *(Places(n).first for n in (2, 3)),
+    ):
+        strangers.append(Encoder("a", network, task="", family="", input_size=(12, 12), represent=represent))
     assert len({store.encoder_sha256(encoder) for encoder in [toy("a"), *strangers]}) == len(strangers) + 1
     for encoder in strangers:
         with pytest.raises(ValueError, match="another encoder that is called a too.*store.delete"):
@@ -261,6 +268,19 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
 
 def part(x, n):
     return x[:, :n]
+
+
+class Places:
+    """A representation that is an object with a number, or a method of it."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, x):
+        return part(x, self.n)
+
+    def first(self, x):
+        return part(x, self.n)
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
