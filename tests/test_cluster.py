@@ -123,11 +123,11 @@ def test_the_error_of_a_worker_arrives_and_what_is_finished_stays(tmp_path, clie
 
 def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     log = tmp_path / "log"
-    encoders = [*logged(log, 0.5), toy("d", activation=nn.Softmax(1))]
+    encoders = [toy("d", activation=nn.Softmax(1)), *logged(log, 2.0)]
     with pytest.raises(ValueError, match="d: .*Softmax"):
-        attribute(encoders, probe(n=15), "epsilon_lrp", out=tmp_path / "maps", client=client)
+        attribute(encoders, probe(n=4), "epsilon_lrp", out=tmp_path / "maps", client=client)
     begun, files = log.read_text() if log.exists() else "", tree(tmp_path / "maps")
-    time.sleep(1.5)
+    time.sleep(2.5)
     assert (log.read_text() if log.exists() else "") == begun and tree(tmp_path / "maps") == files
 
 
