@@ -121,14 +121,30 @@ def test_the_error_of_a_worker_arrives_and_what_is_finished_stays(tmp_path, clie
     assert tree(tmp_path / "maps") == tree(tmp_path / "serial")
 
 
+class FailsOnceAnotherRuns(nn.Module):
+    """A network that fails as soon as another one is being run, by another worker."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def forward(self, x):
+        while not self.log.exists():
+            time.sleep(0.01)
+        raise ValueError("failed while the other one runs")
+
+
 def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     log = tmp_path / "log"
-    encoders = [toy("d", activation=nn.Softmax(1)), *logged(log, 2.0)]
-    with pytest.raises(ValueError, match="d: .*Softmax"):
-        attribute(encoders, probe(n=4), "epsilon_lrp", out=tmp_path / "maps", client=client)
-    begun, files = log.read_text() if log.exists() else "", tree(tmp_path / "maps")
-    time.sleep(2.5)
-    assert (log.read_text() if log.exists() else "") == begun and tree(tmp_path / "maps") == files
+    encoders = [toy("d"), *logged(log, 1.0)]
+    encoders[0].network = encoders[0]._represent = FailsOnceAnotherRuns(log)
+    with pytest.raises(ValueError, match="failed while the other one runs"):
+        attribute(encoders, probe(n=4), out=tmp_path / "maps", client=client)
+    assert not any(client.run(lambda: cluster._one_at_a_time.locked()).values())
+    begun, files = log.read_text().splitlines(), tree(tmp_path / "maps")
+    assert sum("/scale/c." in name for name in files) == len(begun) >= 1  # what was begun was finished
+    time.sleep(1.5)
+    assert log.read_text().splitlines() == begun and tree(tmp_path / "maps") == files
 
 
 def be_client(address, log, out):

@@ -120,3 +120,17 @@ def test_chance_is_what_different_images_give(encoders, images):
     for score in ("svcca", "saliency"):
         with pytest.raises(ValueError, match="it needs at least two"):
             evaluation.with_chance(encoders, images[:1], [score], **options, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("function", [evaluation.affinities, evaluation.with_chance])
+def test_representations_are_computed_in_batches_on_the_device(encoders, images, monkeypatch, function):
+    options, sizes, devices = {"device": "cpu", "progress": False}, [], []
+    expected = function(encoders, images, ["cka"], **options)
+    represent, to = Encoder.represent, Encoder.to
+    monkeypatch.setattr(Encoder, "represent", lambda e, x: sizes.append(len(x)) or represent(e, x))
+    monkeypatch.setattr(Encoder, "to", lambda e, device: devices.append(str(device)) or to(e, device))
+    monkeypatch.setitem(attribution.PIXELS_AT_ONCE, "cpu", 3 * 12 * 12)
+    xr.testing.assert_allclose(function(encoders, images, ["cka"], **options), expected)
+    assert sizes == len(encoders) * [3, 3, 2] and devices.count("cpu") == 2 * len(encoders)
+    with pytest.raises(ValueError, match="device 'meta' cannot be used here"):
+        function(encoders, images, ["cka"], device="meta", progress=False)

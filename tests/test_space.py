@@ -348,6 +348,34 @@ def test_sketches_made_elsewhere_are_the_same_as_those_of_an_insertion():
         space.sketch(points[None], 64)
 
 
+class Counted(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_name_is_found_without_looking_at_the_others():
+    index, names = space.ModelSpace(sketch=8), [str(i) for i in range(500)]
+    index.insert_sketches(names, np.random.default_rng(0).normal(size=(500, 8)))
+    for remove in ("250", "0", "499"):
+        index.remove(remove)
+        names.remove(remove)
+        assert index.models == names and remove not in index and all(name in index for name in names)
+    vectors = index.sketches()
+    for name, vector in list(zip(names, vectors, strict=True))[::50]:
+        np.testing.assert_array_equal(index._index.reconstruct(index._place(name)), vector)
+    Counted.compared = 0
+    assert Counted("498") in index and Counted("none") not in index
+    index.neighbours(Counted("498"))
+    index.insert_sketches([Counted("new")], vectors[:1])
+    assert Counted.compared < 10
+
+
 def test_a_sketch_is_linear_and_belongs_to_its_seed():
     points = unit_vectors(some_maps())
     one = space.sketch(points, 64)

@@ -297,6 +297,35 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
         attribute(toy(), probe(), out=tmp_path / "notes.txt" / "maps")
 
 
+def test_a_store_of_an_earlier_version_is_refused(tmp_path):
+    attribute(toy("a"), probe(), out=tmp_path)
+    zarr.open_group(tmp_path, mode="r+").attrs["version"] = store.VERSION - 1
+    for call in (store.open, lambda path: attribute(toy("b"), probe(), out=path)):
+        with pytest.raises(ValueError, match="no store of maps that this version can read"):
+            call(tmp_path)
+
+
+def test_files_that_a_worker_of_a_killed_caller_finishes_meanwhile_do_not_end_a_run(tmp_path, monkeypatch):
+    expected, removed, original = attribute(two(), probe(n=7), METHODS, out=tmp_path / "maps"), [], Path.unlink
+    new = tmp_path / "new"
+    new.mkdir()
+    (tmp_path / "maps" / "a" / "map" / "c.0.0.0.0.1.partial").touch()
+    (new / "zarr.1.partial").touch()
+    for file in (tmp_path / "maps" / "b" / "scale").glob("c.*"):
+        file.unlink()  # so that there is something to do
+
+    def too_late(self, missing_ok=False):
+        if self.suffix == ".partial":
+            removed.append(self.name)
+            os.remove(self)
+        original(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", too_late)
+    for path in (tmp_path / "maps", new):
+        xr.testing.assert_identical(attribute(two(), probe(n=7), METHODS, out=path), expected)
+    assert {"c.0.0.0.0.1.partial", "zarr.1.partial"} <= set(removed)
+
+
 def test_a_full_disk_is_an_error_and_what_was_finished_stays(tmp_path, monkeypatch):
     opened, original, room = [], Path.open, np.inf
 
