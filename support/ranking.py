@@ -380,6 +380,55 @@ def mantel(first, second, ranks=False, n_permutations=9_999, seed=0):
     return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
 
 
+class Cohesion(NamedTuple):
+    """How near the models of a group are to each other and to the others, and how often chance sets one so apart."""
+
+    inside: float
+    between: float
+    p_value: float
+
+
+def cohesion(affinity, members, n_permutations=9_999, seed=0):
+    """Are the models of a group nearer to each other than to the others? A permutation test.
+
+    Parameters
+    ----------
+    affinity : xarray.DataArray
+        (source, target), symmetric, the same models on both axes in one order, higher is nearer; the diagonal does not
+        count.
+    members : array of bool, (model,)
+        Which models are of the group: two at least, and not all.
+    n_permutations : int, default 9,999
+        Number of groups of that size drawn at random from all models.
+    seed : int, default 0
+        Of the draws.
+
+    Returns
+    -------
+    Cohesion
+        inside and between: mean affinity of the pairs in the group, and of those of a member and another model;
+        p_value, one-sided: the share of the groups, the given one counted among them, for which inside − between is
+        at least as large.
+
+    Raises
+    ------
+    ValueError
+        Other axes, a matrix that is not symmetric, fewer than two members or none outside.
+    """
+    values, members = affinity.values * (1 - np.eye(len(affinity))), np.asarray(members, bool)
+    if affinity.source.values.tolist() != affinity.target.values.tolist() or not np.allclose(values, values.T):
+        raise ValueError("cohesion needs a symmetric matrix of the same models on both axes, in one order")
+    n, rest = members.sum(), (~members).sum()
+    if members.shape != (len(values),) or n < 2 or rest < 1:
+        raise ValueError("a group has two members at least, and some model does not belong to it")
+    rng = np.random.default_rng(seed)
+    groups = np.array([members, *(rng.permutation(members) for _ in range(n_permutations))], float)
+    near = groups @ values
+    inside, between = (near * groups).sum(1) / (n * (n - 1)), (near * (1 - groups)).sum(1) / (n * rest)
+    gain = inside - between
+    return Cohesion(float(inside[0]), float(between[0]), float((gain >= gain[0] - 1e-12).mean()))
+
+
 def agreement_test(first, second, n_permutations=9_999, seed=0):
     """Do two oracles of the same tasks agree better than if the tasks of one of them had been given other names?
 

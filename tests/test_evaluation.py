@@ -77,7 +77,7 @@ def test_scores_of_banks_are_those_of_their_networks_and_images():
     assert found.score.values.tolist() == scores
     images = probe.load("photos", n_images=3, size=64, seed=1)
     expected = evaluation.affinities(zoo.load_all("bank", seed=1), images, scores, device="cpu", progress=False)
-    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-5)
+    np.testing.assert_allclose(found.sel(bank=1, probe="photographs"), expected, rtol=1e-5, atol=1e-7)  # other threads
     in_two = evaluation.of_banks([1], 4, 3, scores, device="cpu", workers=2)
     xr.testing.assert_identical(found, in_two)
 

@@ -433,6 +433,37 @@ def test_mantel_refuses_what_it_cannot_permute():
         ranking.mantel(symmetric(5, 0), symmetric(5, 1) * 0)
 
 
+def test_cohesion_against_all_groups():
+    matrix, members = symmetric(7, 0), np.arange(7) < 3
+    gains = []
+    for group in combinations(range(7), 3):
+        rest = [i for i in range(7) if i not in group]
+        inside = np.mean([matrix.values[i, j] for i, j in combinations(group, 2)])
+        gains.append(inside - matrix.values[np.ix_(group, rest)].mean())
+    found = ranking.cohesion(matrix, members, n_permutations=20_000)
+    assert found.inside - found.between == pytest.approx(gains[0])
+    assert found.p_value == pytest.approx(np.mean(np.array(gains) >= gains[0] - 1e-12), abs=0.02)
+    assert ranking.cohesion(matrix, ~members).between == pytest.approx(found.between)
+
+
+def test_a_group_is_not_held_together_by_the_cohesion_of_the_others():
+    members = np.arange(12) < 6
+    matrix = symmetric(12, 0) * 0.01
+    matrix[:6, :6] += 1
+    assert ranking.cohesion(matrix, members).p_value < 0.01
+    assert ranking.cohesion(matrix, ~members).p_value > 0.05
+
+
+def test_cohesion_has_its_level_and_refuses_what_is_no_group():
+    p_values = [ranking.cohesion(symmetric(8, s), np.arange(8) < 4, n_permutations=199).p_value for s in range(300)]
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.05)
+    for members in ([True] + [False] * 4, [True] * 5, [True, True]):
+        with pytest.raises(ValueError, match="two members at least"):
+            ranking.cohesion(symmetric(5, 0), members)
+    with pytest.raises(ValueError, match="symmetric"):
+        ranking.cohesion(at_random(5, 5), [True, True, False, False, False])
+
+
 def world(seed, popular=0.3, n_targets=12, n_alone=2, relation=None):
     """An oracle of tasks that like those on their own side, the more the further out both are; some are popular."""
     rng = np.random.default_rng(seed)
