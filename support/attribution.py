@@ -6,7 +6,6 @@ import functools
 import numpy as np
 import torch
 import xarray as xr
-from captum.attr import Saliency
 from tqdm import tqdm
 
 from support import epsilon_lrp, invariant
@@ -328,7 +327,8 @@ def _maps(encoder, methods, epsilon, slopes, inputs):
 
     maps = {}
     if {"saliency", "gradient_x_input", "gradient"} & set(methods):
-        gradient = Saliency(mean_unit).attribute(inputs.requires_grad_(), abs=False)
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(mean_unit(inputs.requires_grad_()).sum(), inputs)[0]
         inputs = inputs.detach()
         maps = {"saliency": gradient.abs(), "gradient_x_input": gradient * inputs, "gradient": gradient}
     if "epsilon_lrp" in methods:

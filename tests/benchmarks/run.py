@@ -27,6 +27,7 @@ from support import attribution, epsilon_lrp, probe, similarity, space, zoo
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "data" / "benchmarks.csv"
 REPEATS = 7
+REST = 0.2  # seconds before each measurement, for the threads of the one before to fall asleep
 ENCODERS = {"bank:rgb2sfnorm": ("rooms", 256, 64), "package:mobilenet_v2": ("indoor", 10, 224)}
 MODELS, IMAGES, SIDE = 100, 1000, 64  # of the figures of memory
 rows = []
@@ -45,6 +46,7 @@ def side_by_side(functions, repeats=REPEATS):
     times, rng = np.empty((repeats, len(functions))), np.random.default_rng(0)
     for repeat in times:
         for k in rng.permutation(len(functions)):  # what one leaves in caches and allocator meets each of the others
+            time.sleep(REST)
             repeat[k] = seconds(functions[k])
     return times
 
