@@ -10,7 +10,7 @@ help:
 	@echo "make book     run the notebooks and build the book"
 	@echo "make test     all tests: ruff, pytest, the notebooks, a small book with warnings as errors"
 	@echo "make smoke    the book with as little data as shows that every step works"
-	@echo "make paper    the book with as many images as there are"
+	@echo "make paper    the book with as many images as there are, and the paper's experiment with downloaded weights"
 	@echo "make bank     the task banks: three times rooms, networks and transfers; takes two hours, goes on where it stopped"
 	@echo "make bench    time and memory, side by side with what they are compared with; writes data/benchmarks.csv"
 	@echo "make lab      JupyterLab, in the browser"
