@@ -1,4 +1,4 @@
-"""Run the notebooks through papermill, build the book with jupyter-book, and check a notebook's parameters.
+"""Run the notebooks through papermill and build the book with jupyter-book.
 
 On the command line: ``python -m support.book --profile smoke|book|paper``; ``--help`` lists the options.
 """
@@ -8,7 +8,6 @@ import ast
 import contextlib
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,180 +15,15 @@ import shutil
 import subprocess
 import sys
 import time
-import tokenize
 from pathlib import Path
-from typing import NamedTuple
+
+from support.notebook import compare, declared_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-INJECTED = "# Parameters"  # first line of the cell that papermill adds
 
 
 class BookError(Exception):
     """What stopped the book, and what to do about it: a message for the reader, without a traceback."""
-
-
-class Parameter(NamedTuple):
-    """One line of a notebook's `parameters` cell: its default (int, float, str, bool, list or None) and its comment."""
-
-    default: object
-    help: str
-
-
-def parse_parameters(source):
-    """Read a `parameters` cell without running it.
-
-    Parameters
-    ----------
-    source : str
-        The cell: lines of the form ``name = literal  # help``.
-
-    Returns
-    -------
-    dict of str to Parameter
-        In the order of the cell.
-
-    Raises
-    ------
-    ValueError
-        A statement is not one name and one literal.
-    """
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    parameters = {}
-    for statement in ast.parse(source).body:
-        text = ast.get_source_segment(source, statement)
-        if (
-            not isinstance(statement, ast.Assign)
-            or len(statement.targets) != 1
-            or not isinstance(statement.targets[0], ast.Name)
-        ):
-            raise ValueError(f"a parameter is one name and one literal, not {text!r}")
-        value = statement.value
-        if isinstance(value, ast.Call) and ast.unparse(value.func) == "float":  # how papermill writes nan and infinity
-            default = float(ast.literal_eval(value.args[0]))
-        else:
-            try:
-                default = ast.literal_eval(value)
-            except ValueError:
-                raise ValueError(f"a parameter is one name and one literal, not {text!r}") from None
-        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno, ""))
-    return parameters
-
-
-def declared_parameters(path):
-    """Parameters that a notebook declares in its cell tagged `parameters`.
-
-    Parameters
-    ----------
-    path : str or Path
-        The notebook.
-
-    Returns
-    -------
-    dict of str to Parameter
-        Empty when there is no such cell.
-    """
-    for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", []):
-            return parse_parameters("".join(cell["source"]))
-    return {}
-
-
-def _is_same_kind(value, default):
-    """Whether `value` may stand where the notebook has `default`: the same type, or an int for a float."""
-    if default is None:
-        return True
-    return type(value) is type(default) or (type(value) is int and type(default) is float)
-
-
-def compare(given, declared):
-    """Refuse parameters that a notebook does not know, and values of another kind than its defaults.
-
-    Parameters
-    ----------
-    given : dict
-        Name to value, as papermill was told.
-    declared : dict of str to Parameter
-        What the notebook's `parameters` cell says.
-
-    Raises
-    ------
-    ValueError
-        A name is unknown; the message has the closest known one, and lists all with default and help.
-    TypeError
-        A value is of another kind than the default; an int will do for a float. Same list.
-    """
-    lines = [f"  {name} = {known.default!r}  # {known.help}" for name, known in declared.items()]
-    known_ones = "\nThis notebook's parameters are:\n" + "\n".join(lines)
-    for name, value in given.items():
-        if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"unknown parameter {name!r}{hint}{known_ones}")
-        default = declared[name].default
-        if not _is_same_kind(value, default):
-            article = "an" if type(default).__name__[0] in "aeiou" else "a"
-            raise TypeError(
-                f"parameter {name!r} must be {article} {type(default).__name__} such as {default!r}, "
-                f"not {value!r} ({type(value).__name__}).{known_ones}"
-            )
-
-
-def check_parameters():
-    """Refuse misspelt parameters and values of the wrong kind that papermill was given.
-
-    To be called in the cell right after a notebook's `parameters` cell. Plain papermill only warns of an unknown name
-    and goes on with the default, so that a sweep over a misspelt parameter looks like a success. The cell that
-    papermill adds is found in IPython's input history and compared with the cell that ran before it. Does nothing
-    outside IPython, or when papermill has added no cell.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `compare` says.
-    """
-    with contextlib.suppress(ImportError):
-        from IPython import get_ipython
-
-        shell = get_ipython()
-        history = shell.user_ns["In"] if shell is not None else []
-        added = [index for index, cell in enumerate(history) if cell.startswith(INJECTED + "\n")]
-        if added:
-            given = parse_parameters(history[added[-1]])
-            before = [cell for cell in history[: added[-1]] if cell.strip() and not cell.startswith(INJECTED + "\n")]
-            compare({name: value.default for name, value in given.items()}, parse_parameters(before[-1]))
-
-
-def artefact(path, notebook):
-    """Path of something that an earlier notebook leaves on disk.
-
-    Parameters
-    ----------
-    path : str or Path
-        File or folder.
-    notebook : str
-        Stem of the notebook that makes it, e.g. ``"03_attribution_maps"``.
-
-    Returns
-    -------
-    Path
-        `path`, which exists.
-
-    Raises
-    ------
-    FileNotFoundError
-        It does not exist; the message has the command that makes it.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist yet. The notebook {notebook} makes it; from the top folder of the repository run: "
-            f"papermill notebooks/{notebook}.ipynb {notebook}_out.ipynb -p results {path.parent}"
-        )
-    return path
 
 
 def read_profiles(root, profile, given=None):

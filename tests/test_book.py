@@ -10,12 +10,12 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from support import book
+from support import book, notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'method = "saliency"  # saliency or epsilon_lrp\nn_images = 4  # how many\nscale = 0.5  # of the map\n'
 PARAMETERS += "keep = True  # keep channels\n"
-CHECK = "from support import book\nbook.check_parameters()"
+CHECK = "from support import notebook\nnotebook.check_parameters()"
 
 
 def write_notebook(path, *code, parameters=PARAMETERS):
@@ -46,21 +46,21 @@ def root(tmp_path):
 
 
 def test_parse_parameters():
-    parsed = book.parse_parameters(PARAMETERS + "ratio = -1.5  # below zero")
+    parsed = notebook.parse_parameters(PARAMETERS + "ratio = -1.5  # below zero")
     assert list(parsed) == ["method", "n_images", "scale", "keep", "ratio"]
-    assert parsed["method"] == book.Parameter("saliency", "saliency or epsilon_lrp")
-    assert parsed["ratio"] == book.Parameter(-1.5, "below zero")
+    assert parsed["method"] == notebook.Parameter("saliency", "saliency or epsilon_lrp")
+    assert parsed["ratio"] == notebook.Parameter(-1.5, "below zero")
 
 
 @pytest.mark.parametrize("source", ["a = 1 + b", "a = b = 1", "a, b = 1, 2", "print(1)", "a += 1"])
 def test_parameters_are_plain_literals(source):
     with pytest.raises(ValueError, match="one name and one literal"):
-        book.parse_parameters(source)
+        notebook.parse_parameters(source)
 
 
 def test_unknown_name_is_refused_with_the_closest_and_all_known():
     with pytest.raises(ValueError, match="unknown parameter 'metod'; did you mean 'method'") as refused:
-        book.compare({"n_images": 3, "metod": "x"}, book.parse_parameters(PARAMETERS))
+        notebook.compare({"n_images": 3, "metod": "x"}, notebook.parse_parameters(PARAMETERS))
     for line in ("method = 'saliency'  # saliency or epsilon_lrp", "n_images = 4  # how many", "keep = True"):
         assert line in str(refused.value)
 
@@ -72,18 +72,18 @@ def test_unknown_name_is_refused_with_the_closest_and_all_known():
 )
 def test_value_of_another_kind_is_refused(name, value):
     with pytest.raises(TypeError, match=f"parameter '{name}' must be an? ") as refused:
-        book.compare({name: value}, book.parse_parameters(PARAMETERS))
+        notebook.compare({name: value}, notebook.parse_parameters(PARAMETERS))
     assert "n_images = 4  # how many" in str(refused.value)
 
 
 def test_values_of_the_right_kind_pass():
-    declared = book.parse_parameters(PARAMETERS + "limit = None  # any value\n")
+    declared = notebook.parse_parameters(PARAMETERS + "limit = None  # any value\n")
     right = {"method": "x", "n_images": 7, "scale": 2, "keep": False, "limit": 3.5}
-    assert book.compare(right, declared) is None
+    assert notebook.compare(right, declared) is None
 
 
 def test_check_parameters_does_nothing_outside_ipython():
-    assert book.check_parameters() is None
+    assert notebook.check_parameters() is None
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_papermill_called_directly(tmp_path, arguments, error):
 
 def test_artefact(tmp_path):
     (tmp_path / "maps.zarr").mkdir()
-    assert book.artefact(str(tmp_path / "maps.zarr"), "03_attribution_maps") == tmp_path / "maps.zarr"
+    assert notebook.artefact(str(tmp_path / "maps.zarr"), "03_attribution_maps") == tmp_path / "maps.zarr"
     with pytest.raises(
         FileNotFoundError, match="papermill notebooks/03_attribution_maps.ipynb .*-p results"
     ) as missing:
-        book.artefact(tmp_path / "nothing.zarr", "03_attribution_maps")
+        notebook.artefact(tmp_path / "nothing.zarr", "03_attribution_maps")
     assert "nothing.zarr" in str(missing.value) and str(tmp_path) in str(missing.value)
 
 

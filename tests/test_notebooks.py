@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support import book
+from support import book, notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,7 +49,7 @@ def test_parameters_cell(path):
         assert line.count("=") == 1, f"papermill does not read a line with a second equals sign: {line}"
         assert re.search(r"  # \S", line), f"no trailing comment: {line}"
         assert len(ast.parse(line).body) == 1, f"not one parameter a line: {line}"
-    declared = book.declared_parameters(path)
+    declared = notebook.declared_parameters(path)
     assert declared
     for name, parameter in declared.items():
         assert type(parameter.default) in (int, float, str, bool), f"{name} is not a plain value"
@@ -61,7 +61,7 @@ def test_next_code_cell_checks_the_parameters(path):
     cells = read(path, "code")
     (place,) = [number for number, cell in enumerate(cells) if "parameters" in cell["tags"]]
     statements = [ast.unparse(node) for node in ast.parse(cells[place + 1]["source"]).body]
-    assert statements == ["from support import book", "book.check_parameters()"]
+    assert statements == ["from support import notebook", "notebook.check_parameters()"]
     before = [ast.parse(cell["source"]).body for cell in cells[:place]]
     assert not any(before), "code before the parameters"
 
@@ -70,7 +70,7 @@ def test_next_code_cell_checks_the_parameters(path):
 def test_every_parameter_is_read(path):
     code = [cell["source"] for cell in read(path, "code") if "parameters" not in cell["tags"]]
     names = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    unread = set(book.declared_parameters(path)) - {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    unread = set(notebook.declared_parameters(path)) - {name.id for name in names if isinstance(name.ctx, ast.Load)}
     assert unread == set()
 
 
@@ -84,7 +84,7 @@ def test_unknown_parameter_stops_papermill(path, tmp_path):
     assert result.returncode != 0
     said = result.stderr.rsplit("ValueError:", 1)[-1]
     assert "unknown parameter 'n_imagse'" in said
-    for name, parameter in book.declared_parameters(path).items():
+    for name, parameter in notebook.declared_parameters(path).items():
         assert f"{name} = {parameter.default!r}" in said and parameter.help in said
 
 
@@ -124,7 +124,7 @@ def test_profile_is_valid(profile):
     plan = book.read_profiles(ROOT, profile)
     assert list(plan) == NOTEBOOKS
     for path, parameters in plan.items():
-        expected = {"results"} if "results" in book.declared_parameters(path) else set()
+        expected = {"results"} if "results" in notebook.declared_parameters(path) else set()
         assert set(parameters) == set((PROFILES[profile] or {}).get(path.stem) or {}) | expected
 
 
