@@ -51,12 +51,23 @@ def _overlap(n_out, n_in):
     return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
 
 
-_CHANNELS = ("RGB", "BGR", "GREY")
+_CHANNELS = ("RGB", "BGR", "GREY", "LIGHTNESS")
 
 
 def _mix(channels, grey):
-    """Matrix (channel of the network, channel of the image): T multiplies with it, T⁻¹ with its transpose."""
-    return torch.tensor([grey]) if channels == "GREY" else torch.eye(3)[["RGB".index(c) for c in channels]]
+    """Matrix (channel of the network, channel of the image): T multiplies with it, T⁻¹ with its transpose.
+
+    Of lightness T is not linear, and the matrix that of T⁻¹ alone.
+    """
+    one = channels in ("GREY", "LIGHTNESS")
+    return torch.tensor([grey]) if one else torch.eye(3)[["RGB".index(c) for c in channels]]
+
+
+def _lightness(colours):
+    """L* / 100 in [0, 1] of CIE 1976 (IEC 61966-2-1 for sRGB, white point D65): (image, 3, y, x) → (image, 1, y, x)."""
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    y = torch.einsum("c,ncyx->nyx", linear.new_tensor((0.212671, 0.715160, 0.072169)), linear)[:, None]
+    return 1.16 * torch.where(y > 0.008856, y ** (1 / 3), 7.787 * y + 16 / 116) - 0.16
 
 
 class Encoder:
@@ -82,10 +93,12 @@ class Encoder:
         What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
     mean, std : float or sequence of floats, optional
         Subtracted from, and divided into, the scaled channels, in the order of `channels`; one for all, or one each.
-    channels : {"RGB", "BGR", "GREY"}, optional
-        The network's input channels, in their order; "GREY" is a single one.
+    channels : {"RGB", "BGR", "GREY", "LIGHTNESS"}, optional
+        The network's input channels, in their order; the last two are single ones: a weighted sum of the colours, and
+        CIE lightness L* / 100 of sRGB images.
     grey : sequence of three floats, optional
-        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default.
+        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default, as always
+        for "LIGHTNESS", where they serve T⁻¹ alone.
     layout : {"NCHW", "NHWC"}, optional
         Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
     card : dict, optional
@@ -95,7 +108,7 @@ class Encoder:
     Raises
     ------
     ValueError
-        `channels` or `layout` is none of those named, or `grey` are no such weights.
+        `channels` or `layout` is none of those named, or `grey` are no such weights, or given for lightness.
     """
 
     def __init__(
@@ -121,6 +134,8 @@ class Encoder:
             raise ValueError(f"layout is {layout!r}, expected 'NCHW' or 'NHWC'")
         if len(grey) != 3 or min(grey) <= 0 or abs(sum(grey) - 1) > 1e-6:
             raise ValueError(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
+        if channels == "LIGHTNESS" and len(set(grey)) > 1:
+            raise ValueError(f"grey is {grey}: lightness is no weighted sum of the colours, leave it out")
         self.name, self.task, self.family = name, task, family
         self.input_size = tuple(input_size)
         self.channels, self.layout = channels, layout
@@ -195,7 +210,9 @@ class Encoder:
             values = functional.interpolate(
                 values, self.input_size, mode="bilinear", align_corners=False, antialias=True
             )
-        if self.channels != "RGB":
+        if self.channels == "LIGHTNESS":
+            values = _lightness(values)
+        elif self.channels != "RGB":
             values = torch.einsum("oc,ncyx->noyx", self._mix.to(self._device), values)
         values = (values * self._scale - self._mean.to(self._device)) / self._std.to(self._device)
         return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
@@ -211,6 +228,11 @@ class Encoder:
         the chain rule for a gradient; and it keeps the sum over the channels, so that gradient × input, summed or
         averaged over the colours, is what it would be if the network did the mixing itself. Colour by colour it is
         only for a grey probe, because the input's colours are lost in T.
+
+        The map of lightness is shared out in equal parts. Lightness is not linear in the colours, so that the chain
+        rule would weight every pixel by how steep lightness is there, and T⁻¹ would depend on the image. Equal parts
+        keep the sum over the channels: the mean over them, which equation (1) compares as published, is the map of the
+        one channel, up to a factor that no cosine sees.
 
         Parameters
         ----------
