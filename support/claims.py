@@ -278,6 +278,55 @@ def darker_rows(correlation: xr.DataArray, truth: xr.DataArray, n_permutations: 
     return ranking.Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
 
 
+def diagonal(first: xr.DataArray, second: xr.DataArray, n_relabellings: int = 200, seed: int = 0) -> pd.DataFrame:
+    """What the diagonal does to the correlation of two matrices of the same networks: Section 4.2.2's two numbers.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (source, target), symmetric, of the same networks in any order; their diagonals are 1.
+    n_relabellings : int, default 200
+        How often the names of one matrix are dealt out anew.
+    seed : int, default 0
+        Of the relabellings.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Pearson's and Spearman's correlation (columns) over all pairs of different networks, and over the whole matrix
+        with the diagonal in it (rows); "as they are", and as a mean when the names are dealt out anew.
+
+    Raises
+    ------
+    ValueError
+        Not the same networks in both.
+
+    Examples
+    --------
+    >>> values = [[1, 0.2, 0.3], [0.2, 1, 0.4], [0.3, 0.4, 1]]
+    >>> one = xr.DataArray(values, {"source": list("abc"), "target": list("abc")}, ("source", "target"))
+    >>> float(diagonal(one, 2 * one).loc["pairs alone", ("Pearson", "as they are")].round(2))
+    1.0
+    """
+    names = first.source.values.tolist()
+    if sorted(names) != sorted(second.source.values.tolist()):
+        raise ValueError("the two matrices have different networks: select what both have")
+    rng, n = np.random.default_rng(seed), len(names)
+    matrices = [matrix.sel(source=names, target=names).values for matrix in (first, second)]
+    orders = [np.arange(n), *(rng.permutation(n) for _ in range(n_relabellings))]
+    rows = {}
+    for row, places in (
+        ("pairs alone", np.triu_indices(n, 1)),
+        ("with the diagonal", np.indices((n, n)).reshape(2, -1)),
+    ):
+        for column, rank in (("Pearson", np.asarray), ("Spearman", stats.rankdata)):
+            one = rank(matrices[0][tuple(places)])
+            found = [np.corrcoef(one, rank(matrices[1][order][:, order][tuple(places)]))[0, 1] for order in orders]
+            rows.setdefault((column, "as they are"), {})[row] = found[0]
+            rows.setdefault((column, "names dealt out anew"), {})[row] = np.mean(found[1:])
+    return pd.DataFrame(rows)
+
+
 def best_symmetric(truth: xr.DataArray, n_relevant: int = 5, steps: int = 400) -> xr.DataArray:
     """A symmetric matrix that ranks the sources nearly as the oracle does: what a symmetric score could reach.
 

@@ -6,6 +6,8 @@ import pandas as pd
 import xarray as xr
 from scipy.cluster.hierarchy import dendrogram
 
+from support import ranking
+
 plt.rcParams.update(
     {
         "figure.dpi": 110,
@@ -204,6 +206,68 @@ def matrix(values, label, ax=None):
             colour = "black" if itself[row, column] or number > middle else "white"
             ax.text(column, row, f"{number:.2f}", ha="center", va="center", color=colour, fontsize=9)
     return ax.figure
+
+
+def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7):
+    """Draw a (source, target) matrix with small names and a colour bar below, to stand beside others.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    values : xarray.DataArray
+        (source, target), float; a model beside itself is left blank.
+    title : str
+    signed : bool, default False
+        Red above zero and blue below, with the same reach; otherwise from dark to bright.
+    size : float, default 7
+        Of the names, in points.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["a", "b"]}
+    >>> matrix = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], names, ("source", "target"))
+    >>> figure, ax = plt.subplots()
+    >>> panel(ax, matrix, "alike")
+    >>> ax.get_title(), [label.get_text() for label in ax.get_yticklabels()]
+    ('alike', ['a', 'b'])
+    """
+    itself = values.source.values[:, None] == values.target.values[None]
+    numbers = np.where(itself, np.nan, values.values.astype(float))
+    reach = np.nanmax(abs(numbers)) or 1
+    look = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach} if signed else {"cmap": "viridis"}
+    picture = ax.imshow(numbers, **look)
+    ax.set_facecolor("0.9")
+    names = [[short(name) for name in values[axis].values] for axis in ("target", "source")]
+    ax.set_xticks(range(len(names[0])), names[0], rotation=90, fontsize=size)
+    ax.set_yticks(range(len(names[1])), names[1], fontsize=size)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    ax.figure.colorbar(picture, ax=ax, orientation="horizontal", shrink=0.8)
+
+
+def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
+    """Draw the correlation-priority curve, and the middle half of the targets around it.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    correlation, truth : xarray.DataArray
+        As for `ranking.correlation_priority_curve`.
+
+    Examples
+    --------
+    >>> names = {"source": [*"abc"], "target": [*"abc"]}
+    >>> truth = xr.DataArray(np.arange(9.0).reshape(3, 3), names, ("source", "target"))
+    >>> figure, ax = plt.subplots()
+    >>> priority_curve(ax, truth, truth)
+    >>> len(ax.lines)
+    1
+    """
+    single = ranking.correlation_priority_curve(correlation, truth, mean=False)
+    low, high = np.percentile(single, [25, 75], axis=1)
+    ax.fill_between(single.priority, low, high, alpha=0.2)
+    ax.plot(single.priority, ranking.correlation_priority_curve(correlation, truth), "o-")
+    ax.set(xlabel="place of the source (1 is best)", ylabel="correlation with the target (1)")
 
 
 def hover_matrix(values, digits=2):

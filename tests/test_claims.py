@@ -141,6 +141,26 @@ def test_the_best_symmetric_matrix_is_symmetric_and_nearly_perfect(name):
         claims.best_symmetric(truth.drop_sel(source=truth.target.values[0]))
 
 
+def test_what_the_diagonal_does():
+    """Two matrices that have nothing to do with each other, all values near 0.2 but the diagonals."""
+    names = [f"n{number}" for number in range(20)]
+    near = [square(0.2 + 0.1 * random_symmetric(seed, names).values, names) for seed in (0, 1)]
+    for matrix in near:
+        np.fill_diagonal(matrix.values, 1)
+    table = claims.diagonal(*near)
+    alone, whole = table.loc["pairs alone"], table.loc["with the diagonal"]
+    assert abs(alone["Pearson", "names dealt out anew"]) < 0.05
+    assert whole["Pearson", "names dealt out anew"] > 0.9
+    assert 0.05 < whole["Spearman", "names dealt out anew"] < 0.25  # twenty of four hundred places
+    upper = np.triu_indices(20, 1)
+    expected = np.corrcoef(near[0].values[upper], near[1].values[upper])[0, 1]
+    assert alone["Pearson", "as they are"] == pytest.approx(expected)
+    other = near[1][::-1, ::-1]
+    pd.testing.assert_frame_equal(claims.diagonal(near[0], other), table)
+    with pytest.raises(ValueError, match="different networks"):
+        claims.diagonal(near[0], near[1][1:, 1:])
+
+
 def test_the_mean_over_images_removes_what_single_images_add():
     truth = random_symmetric(3)
     rng = np.random.default_rng(4)
