@@ -431,6 +431,17 @@ def contrast(affinity: xr.DataArray, one: np.ndarray, other: np.ndarray, n_permu
     return ranking.Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
 
 
+def sorting() -> pd.DataFrame:
+    """Our sorting of the networks from wheels: task, backbone and data (str) by name.
+
+    Examples
+    --------
+    >>> sorting().loc["package:hed", "backbone"]
+    'VGG'
+    """
+    return pd.read_csv(oracle.DATA / "traits.csv", index_col="name")
+
+
 def traits(encoders: Sequence) -> pd.DataFrame:
     """What is known of networks: our sorting of those from wheels, and of any other what its encoder says.
 
@@ -449,8 +460,7 @@ def traits(encoders: Sequence) -> pd.DataFrame:
     >>> traits([zoo.load("package:xfeat")]).loc["package:xfeat", "task"]
     'contours and points'
     """
-    known = pd.read_csv(oracle.DATA / "traits.csv", index_col="name")
-    rows = {}
+    known, rows = sorting(), {}
     for encoder in encoders:
         is_known = encoder.name in known.index
         own = (encoder.task, encoder.family, f"those of {encoder.name}")
