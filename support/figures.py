@@ -270,6 +270,47 @@ def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
     ax.set(xlabel="place of the source (1 is best)", ylabel="correlation with the target (1)")
 
 
+def intervals(claims):
+    """Draw claims that are judged by an interval, one a line, beside the band where the interval has to lie.
+
+    Parameters
+    ----------
+    claims : sequence
+        With the attributes claim, verdict, interval (mean, low, high) and bounds (low, high; one may be infinite).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> interval = ranking.Interval(0.1, 0.05, 0.15)
+    >>> claim = SimpleNamespace(claim="better", verdict="holds", interval=interval, bounds=(0, np.inf))
+    >>> [label.get_text() for label in intervals([claim]).axes[0].get_yticklabels()]
+    ['better']
+    """
+    figure, ax = plt.subplots(figsize=(8, 0.36 * len(claims) + 1.2))
+    colours = {"holds": "C2", "undecided": "0.45"}
+    ends = [end for claim in claims for end in (*claim.interval[1:], *filter(np.isfinite, claim.bounds))]
+    reach = min(ends) - 0.1, max(ends) + 0.1
+    for y, claim in enumerate(claims):
+        low, high = np.clip(claim.bounds, *reach)
+        ax.barh(y, high - low, left=low, height=0.8, color="0.93", zorder=0)
+        mean, *bounds = claim.interval
+        colour = colours.get(claim.verdict, "C3")
+        ax.plot(bounds, [y, y], color=colour, linewidth=2)
+        ax.plot(mean, y, "o", color=colour)
+    for verdict, colour in {**colours, "does not hold here": "C3"}.items():
+        ax.plot([], [], "o-", color=colour, label=verdict)
+    ax.set_yticks(range(len(claims)), [claim.claim for claim in claims], fontsize=9)
+    ax.set(xlabel="difference, or P@5 (1)", xlim=reach)
+    ax.axvline(0, color="0.6", linewidth=0.8)
+    ax.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
 def hover_matrix(values, digits=2):
     """A (source, target) matrix as a coloured table that tells source, target and value under the mouse.
 
