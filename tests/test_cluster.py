@@ -27,9 +27,10 @@ class Logged(nn.Module):
         self.network, self.log, self.seconds = network, log, seconds
 
     def forward(self, x):
-        with open(self.log, "a") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(self.seconds)
+        if len(x) > 2:  # not in the check
+            with open(self.log, "a") as log:
+                log.write(f"{os.getpid()}\n")
+            time.sleep(self.seconds)
         return self.network(x)
 
 
@@ -129,6 +130,8 @@ class FailsOnceAnotherRuns(nn.Module):
         self.log = log
 
     def forward(self, x):
+        if len(x) <= 2:  # in the check
+            return x
         while not self.log.exists():
             time.sleep(0.01)
         raise ValueError("failed while the other one runs")
@@ -140,7 +143,7 @@ def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     encoders[0].network = encoders[0]._represent = FailsOnceAnotherRuns(log)
     with pytest.raises(ValueError, match="failed while the other one runs"):
         attribute(encoders, probe(n=4), out=tmp_path / "maps", client=client)
-    assert not any(client.run(lambda: cluster._one_at_a_time.locked()).values())
+    assert not any(client.run(cluster.is_busy).values())
     begun, files = log.read_text().splitlines(), tree(tmp_path / "maps")
     assert sum("/scale/c." in name for name in files) == len(begun) >= 1  # what was begun was finished
     time.sleep(1.5)
