@@ -2,22 +2,17 @@
 
 import contextlib
 import errno
-import functools
 import hashlib
-import inspect
 import json
 import os
 import shutil
-import types
 import urllib.parse
 import warnings
 from pathlib import Path
 
 import filelock
 import numpy as np
-import torch
 import xarray as xr
-from torch import nn
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
@@ -159,18 +154,7 @@ def encoder_sha256(encoder):
     str
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    settings = [encoder.input_size, encoder.channels, encoder.layout, encoder._scale]
-    settings += [values.expand(len(encoder._mix), 1, 1).tolist() for values in (encoder._mean, encoder._std)]
-    if encoder.channels == "GREY":
-        settings.append(encoder._mix.tolist())
-    digest.update(repr([encoder.name, settings, _identity(encoder._represent)]).encode())
-    for module in encoder._modules():
-        digest.update(str(module).encode())
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            values = tensor.detach().cpu().numpy()
-            digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
+    return encoder.fingerprint()
 
 
 def header(methods, options, images, references, attrs):
@@ -484,44 +468,6 @@ def told(path):
             f"{path} cannot be written: {_FAILURES[error.errno]} ({error.filename or error.strerror}). What was "
             "finished stays; when that is mended, the same call goes on from there",
         ) from error
-
-
-def _identity(value, above=()):
-    """What of a function, or of a value bound to it, can be read off and is the same in every process, for a hash."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if any(value is one for one in above):  # a function that is bound to itself
-        return None
-    within = functools.partial(_identity, above=(*above, value))
-    if isinstance(value, list | tuple):
-        return [within(v) for v in value]
-    if isinstance(value, dict):
-        return [[within(k), within(v)] for k, v in value.items()]
-    if isinstance(value, torch.Tensor | np.ndarray):
-        values = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        return [str(values.dtype), values.shape, hashlib.sha256(values.tobytes()).hexdigest()]
-    if isinstance(value, functools.partial):
-        return [within(v) for v in (value.func, value.args, value.keywords)]
-    if isinstance(value, types.MethodType):
-        return [within(value.__func__), _state(value.__self__, within)]
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    if isinstance(value, types.FunctionType):
-        try:
-            source = inspect.getsource(value)
-        except OSError:  # typed into an interpreter
-            source = ""
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [name, source, *(within(v) for v in (cells, value.__defaults__, value.__kwdefaults__))]
-    if isinstance(value, nn.Module) or not callable(value) or isinstance(value, type):
-        return [name]  # a module is read off as a whole
-    return [name, within(type(value).__call__), _state(value, within)]
-
-
-def _state(value, identity):
-    """Attributes of an object; of a module its own, without those that every module has."""
-    common = vars(nn.Module()).keys() if isinstance(value, nn.Module) else ()
-    attributes = getattr(value, "__dict__", {})
-    return [type(value).__qualname__, *([k, identity(v)] for k, v in sorted(attributes.items()) if k not in common)]
 
 
 def _plain(value):
