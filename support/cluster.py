@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from support import attribution, loaders, onnx_import, store
+from support import attribution, loaders, store
 
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
 
@@ -177,5 +177,4 @@ def _images(path, file):
 
 @functools.lru_cache(maxsize=1)
 def _encoder(file, device):
-    with onnx_import._torchvision():  # which a part of some networks, onnx2torch, imports
-        return pickle.loads(file.read_bytes()).to(attribution._device(device))
+    return pickle.loads(file.read_bytes()).to(attribution._device(device))

