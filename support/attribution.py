@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from support import cluster, epsilon_lrp, methods, passes, store
 from support.passes import Job
-from support.zoo import Encoder
+from support.encoder import Encoder
 
 
 def __getattr__(name: str) -> tuple[str, ...]:

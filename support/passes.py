@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from support import invariant
 from support.methods import Method, Pass
-from support.zoo import Encoder
+from support.encoder import Encoder
 
 PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}  # first guess of a batch, halved when memory runs out
 HALF = (torch.float16, torch.bfloat16)
