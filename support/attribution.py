@@ -12,8 +12,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from support import cluster, epsilon_lrp, methods, passes, store
-from support.passes import Job
 from support.encoder import Encoder
+from support.passes import Job
 
 
 def __getattr__(name: str) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ gradient. Four operations need a decision:
 * **Any other product of two activations**, matrix products too: each factor takes half (Achtibat et al. 2024,
   "AttnLRP", Section 3.3.2), so that the total is kept; the plain gradient would count it twice.
 
-Softmax, layer norm, powers and all else without a rule raise an error that names the operation. So does what runs where
-the rules do not reach and autograd's graph does not show it: a function of torch.autograd.Function, a change in place of
-a view by compiled code, and what is computed again in the backward pass.
+Softmax, layer norm, powers and all else without a rule raise an error that names the operation. So does what the rules
+do not reach and autograd's graph does not show: a function of torch.autograd.Function, a change of a view in place by
+compiled code, and what is computed again in the backward pass.
 """
 
 import inspect

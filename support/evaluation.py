@@ -58,12 +58,8 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
             found[name] = space.affinity(maps.sel(attribution=name), channels=choice)
     if "relational" in attributions:
         references, total = attribution.reference_images(images.sizes["image"]), 0
-        for start in range(0, len(references), # maps averaged over their colours before the cosine, as in the authors' program
-AVERAGED = tuple(name for name, method in methods.TABLE.items() if method.averaged)
-REFERENCES_AT_ONCE):
-            some = references[start : start + # maps averaged over their colours before the cosine, as in the authors' program
-AVERAGED = tuple(name for name, method in methods.TABLE.items() if method.averaged)
-REFERENCES_AT_ONCE]
+        for start in range(0, len(references), REFERENCES_AT_ONCE):
+            some = references[start : start + REFERENCES_AT_ONCE]
             maps = attribution.attribute(encoders, images, "relational", references=some, **options)
             total = total + space.affinity(maps, channels="keep") * len(some)
         found["relational"] = total / len(references)

@@ -1,8 +1,7 @@
-"""What every pass through a network shares: device, batches, precision, and the check of a network before all others."""
+"""What every pass through a network shares: device, batches, precision, and the check that comes before."""
 
 import contextlib
 import dataclasses
-import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from support import invariant
-from support.methods import Method, Pass
 from support.encoder import Encoder
+from support.methods import Method, Pass
 
 PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}  # first guess of a batch, halved when memory runs out
 HALF = (torch.float16, torch.bfloat16)
-TOLERANCES = {"value": 1e-3, "gradient": 1e-2}  # between an image alone and in a batch, relative to the Euclidean norm
 _checked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # encoder → (its state when checked, result)
 
 
@@ -189,7 +187,7 @@ def _plainly(single):
 def represent(encoder: Encoder, inputs: torch.Tensor, single: bool = False) -> torch.Tensor:
     """R of an encoder, run as attribution needs it.
 
-    Checkpointing and torch.compile are off meanwhile; a network that changes its inputs in place changes a copy.
+    Checkpointing and torch.compile are off meanwhile.
 
     Parameters
     ----------
@@ -205,7 +203,7 @@ def represent(encoder: Encoder, inputs: torch.Tensor, single: bool = False) -> t
         (image, channel, y, x) or (image, feature), float32 or float64.
     """
     with _plainly(single):
-        units = encoder.represent(inputs.clone())
+        units = encoder.represent(inputs)
         return units.float() if isinstance(units, torch.Tensor) and units.dtype in HALF else units
 
 
@@ -421,22 +419,10 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def _state(encoder):
-    """What tells whether a network is still what it was: modes, plain attributes, versions of all tensors."""
-    found = [id(encoder.network), id(vars(encoder).get("represent")), id(vars(encoder).get("preprocess"))]
-    for path, module in encoder.network.named_modules():
-        found += [(path, k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
-        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        found += [(path, k, id(v), 0 if v.is_inference() else v._version) for k, v in tensors]
-    return found
-
-
 def check(encoder: Encoder) -> bool:
     """Refuse a network that attribution would give wrong maps for, and say how to run the others.
 
-    Two passes through the network are made, of two small images and of the first of them alone, each with a gradient;
-    a third where the network draws random numbers or changes its own state, and two more where it computes in half
-    precision. The result is kept as long as the network stays as it is.
+    `Encoder.check` tries the network, and is watched here. The result is kept as long as the network stays as it is.
 
     Parameters
     ----------
@@ -450,119 +436,36 @@ def check(encoder: Encoder) -> bool:
 
     Raises
     ------
-    ValueError
-        The encoder is named, and what is wrong: a part in training mode; inputs or outputs that are not finite floats
-        of the right shape; a network that cannot be run; one whose gradient is cut or zero; one that is random or
-        remembers; one in which an image depends on the others of its batch, by more than `TOLERANCES`.
+    ValueError, MemoryError
+        As `Encoder.check`; half precision occurs where it cannot be replaced; the encoder is named.
+
+    Examples
+    --------
+    >>> network = torch.nn.Conv2d(3, 2, 3).bfloat16()
+    >>> check(Encoder("mine", network, task="none", family="toy", input_size=(8, 8)))
+    True
     """
-    state = _state(encoder)
+    state = encoder.state()
     if _checked.get(encoder, (None,))[0] != state:
-        training = [path or "the whole" for path, module in encoder.network.named_modules() if module.training]
-        if training:
-            _refuse(encoder, f"its network is in training mode ({training[0]}): call encoder.network.eval()")
-        inputs = _trial(encoder)
         tensors = [*encoder.network.parameters(), *encoder.network.buffers()]
         single = any(tensor.dtype in HALF for tensor in tensors)
-        found = _examine(encoder, inputs, single)
-        if found and not single:
-            single, found = True, _examine(encoder, inputs, True)
-        if found:
-            _refuse(encoder, f"its network computes in {found} where that cannot be changed, and gradients would "
-                    "underflow: convert it with network.float(), or give it as ordinary modules")  # fmt: skip
-        _checked[encoder] = _state(encoder), single
+        watch = _watched_check(encoder, single)
+        if watch.half and not single:
+            single, watch = True, _watched_check(encoder, True)
+        if watch.half:
+            raise ValueError(
+                f"{encoder.name}: its network computes in {watch.half} where that cannot be changed, and gradients "
+                "would underflow: convert it with network.float(), or give it as ordinary modules"
+            )
+        if watch.random:  # by a generator of its own: drawn always alike, or not
+            inputs = encoder.trial(1)
+            if not torch.equal(*(represent(encoder, inputs, single).detach() for _ in range(2))):
+                raise ValueError(f"{encoder.name}: its network is random at evaluation ({watch.random})")
+        _checked[encoder] = encoder.state(), single
     return _checked[encoder][1]
 
 
-def _refuse(encoder, reason):
-    raise ValueError(f"{encoder.name}: {reason}")
-
-
-def _trial(encoder):
-    """Inputs of two images that differ in brightness and contrast, alike from call to call."""
-    images = np.random.default_rng(0).random((2, *encoder.input_size, 3), np.float32)
-    images[1] *= 0.25
-    inputs = encoder.preprocess(images)
-    if not (isinstance(inputs, torch.Tensor) and inputs.is_floating_point() and len(inputs) == 2):
-        _refuse(encoder, "its preprocessing makes no tensor of floats with an axis of images")
-    if not inputs.isfinite().all():
-        _refuse(encoder, "its preprocessing makes values that are not finite: look at its scale, mean and std")
-    return inputs
-
-
-def _draws():
-    """State of the common generators of random numbers."""
-    torchs = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
-    _, words, *rest = np.random.get_state()  # noqa: NPY002
-    return [state.tolist() for state in torchs], words.tobytes(), rest, random.getstate()
-
-
-def _examine(encoder, inputs, single):
-    """The half precision that occurs inside, or None; refuses what `check` says."""
-    watch = _Watch()
-    with watch:
-        together, of_both = _values_and_gradient(encoder, inputs, single)
-    if watch.half:
-        return watch.half
-    if len(of_both) > 1 and of_both[1:].any():
-        _refuse(encoder, "the representation of an image depends on the other images of its batch")
-    before = _draws(), _state(encoder)
-    alone, of_one = _values_and_gradient(encoder, inputs[:1], single)
-    after = _draws(), _state(encoder)
-    if before[0] != after[0]:
-        _refuse(encoder, f"its network draws random numbers ({watch.random or 'not by torch'}), also in evaluation "
-                "mode, so that no two maps of it are the same: take that out of its forward or backward pass")  # fmt: skip
-    if watch.random or before[1] != after[1]:
-        again, of_it = _values_and_gradient(encoder, inputs[:1], single)
-        if not (torch.equal(alone, again) and torch.equal(of_one, of_it)):
-            _refuse(encoder, "the same image gives another result at the second time: the network is random, or "
-                    "changes its own state when it is run")  # fmt: skip
-    factor = 1 if inputs.device.type == "cpu" else 10  # TF32, and other algorithms for other sizes
-    pairs = {"value": (alone[0], together[0]), "gradient": (of_one[0], of_both[0])}
-    for what, (one, other) in pairs.items():
-        if not (one - other).norm() <= TOLERANCES[what] * factor * other.norm():
-            _refuse(encoder, f"the {what} of its representation is another one for an image alone than in a batch: "
-                    "the network is random, remembers, or uses statistics of the batch")  # fmt: skip
-    return None
-
-
-def _refuse_running(encoder, inputs, error):
-    if _is_lack_of_memory(error):
-        raise MemoryError(f"{encoder.name}: {len(inputs)} images of its input size do not fit into memory") from error
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    dtypes = {tensor.dtype for tensor in encoder.network.parameters()} - {torch.float32, *HALF}
-    hint = f"; its weights are {dtypes.pop()}, convert them with network.float()" if dtypes else ""
-    raise ValueError(
-        f"{encoder.name}: its network cannot be run and differentiated with inputs of shape {tuple(inputs.shape)}, "
-        f"{inputs.dtype}{hint}. It says: {line}"
-    ) from error
-
-
-def _values_and_gradient(encoder, inputs, single):
-    """Representation, and the gradient of a sum of the first image's units with signs at random, both checked."""
-    leaf = inputs.detach().requires_grad_()
-    try:
-        with torch.enable_grad():
-            units = represent(encoder, leaf, single)
-    except Exception as error:  # whatever a network of somebody else's raises
-        _refuse_running(encoder, inputs, error)
-    expected = "expected a tensor of floats, (image, channel, y, x) or (image, feature)"
-    if not isinstance(units, torch.Tensor):
-        _refuse(encoder, f"its representation is a {type(units).__name__}, {expected}")
-    what = f"its representation of {len(inputs)} images is {units.dtype} of shape {tuple(units.shape)}, {expected}"
-    if not units.is_floating_point() or units.ndim not in (2, 4) or len(units) != len(inputs) or 0 in units.shape:
-        _refuse(encoder, what)
-    if not units.isfinite().all():
-        _refuse(encoder, "its representation of random images is not finite: look at its weights and preprocessing")
-    if not units.requires_grad:
-        _refuse(encoder, "its representation does not depend on the input: its gradient was cut on the way "
-                "(detach, no_grad, or a detour over NumPy)")  # fmt: skip
-    signs = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], units.shape[1:])).to(units)
-    try:
-        (gradient,) = torch.autograd.grad((units[0] * signs).sum(), leaf, allow_unused=True)
-    except Exception as error:
-        _refuse_running(encoder, inputs, error)
-    if gradient is None or not gradient[0].any():
-        _refuse(encoder, "its representation has no gradient with respect to the image")
-    if not gradient.isfinite().all():
-        _refuse(encoder, "the gradient of its representation is not finite for random images")
-    return units.detach(), gradient
+def _watched_check(encoder, single):
+    with _plainly(single), _Watch() as watch:
+        encoder.check()
+    return watch

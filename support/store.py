@@ -222,15 +222,7 @@ def create(path: str | os.PathLike, header: dict) -> "Store":
         with _locked(path), told(path):
             for rest in path.glob("zarr.*.partial"):
                 rest.unlink(missing_ok=True)
-            for entry in path.iterdir():
-                known = entry.name in (".lock", "zarr.json") or entry.name.startswith(DRAFT)
-                if not known and _belongs_to(entry) != _identity(header):
-                    what = "no store of maps and not empty"
-                    if (path / "zarr.json").exists() or _belongs_to(entry):
-                        what = (
-                            "a store of maps with a damaged header (zarr.json), and holds what does not fit this call"
-                        )
-                    raise ValueError(f"{path} is {what} ({entry.name}): choose another folder")
+            _refuse_strangers(path, header)
             try:
                 there = Store(path)  # another process may have made it meanwhile
             except (FileNotFoundError, Damaged):
@@ -644,6 +636,17 @@ def _attributes(data):
     rest = {key: value for key, value in attributes.items() if key != "sha256"}
     intact = group == {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     return attributes, intact and attributes.get("sha256") == _sha256(rest)
+
+
+def _refuse_strangers(path, header):
+    """Refuse to write a header into a folder that holds anything but maps with that header."""
+    for entry in path.iterdir():
+        known = entry.name in (".lock", "zarr.json") or entry.name.startswith(DRAFT)
+        if not known and _belongs_to(entry) != _identity(header):
+            what = "no store of maps and not empty"
+            if (path / "zarr.json").exists() or _belongs_to(entry):
+                what = "a store of maps without an intact header (zarr.json), and holds what does not fit this call"
+            raise ValueError(f"{path} is {what} ({entry.name}): choose another folder")
 
 
 def _belongs_to(folder):

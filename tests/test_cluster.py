@@ -37,7 +37,7 @@ class Logged(nn.Module):
 def logged(log, seconds=0.0):
     encoders = [toy(name, seed=i) for i, name in enumerate(NAMES)]
     for encoder in encoders:
-        encoder.network = encoder.representation = Logged(encoder.network, log, seconds)
+        encoder.network = encoder.representation = Logged(encoder.network, log, seconds).eval()
     return encoders
 
 
@@ -140,7 +140,7 @@ class FailsOnceAnotherRuns(nn.Module):
 def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     log = tmp_path / "log"
     encoders = [toy("d"), *logged(log, 1.0)]
-    encoders[0].network = encoders[0].representation = FailsOnceAnotherRuns(log)
+    encoders[0].network = encoders[0].representation = FailsOnceAnotherRuns(log).eval()
     with pytest.raises(ValueError, match="failed while the other one runs"):
         attribute(encoders, probe(n=4), out=tmp_path / "maps", client=client)
     assert not any(client.run(cluster.is_busy).values())

@@ -7,7 +7,6 @@ keeps the file's for what a person reads. Whatever is computed here has been mea
 import hashlib
 import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
