@@ -5,7 +5,6 @@ import functools
 import pickle
 import shutil
 import socket
-import sys
 import threading
 import time
 
@@ -13,7 +12,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from support import attribution, loaders, store
+from support import attribution, store
 
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
 
@@ -98,8 +97,6 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
     path = there.path.resolve()
     inputs = path / (store.DRAFT + "inputs")
     waiting = {}
-    for name in [name for name in sys.modules if name.startswith(loaders.OWN)]:
-        cloudpickle.register_pickle_by_value(sys.modules[name])  # workers have no module of that name
     try:
         with store.told(path):
             inputs.mkdir()

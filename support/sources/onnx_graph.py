@@ -7,7 +7,6 @@ keeps the file's for what a person reads. Whatever is computed here has been mea
 import hashlib
 import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -462,9 +461,7 @@ def _evaluate(node, values, network):
         arrays[-1].name = name
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
     graph = helper.make_graph([node], "constant", [], outputs, arrays)
-    alone = helper.make_model(
-        graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version
-    )
+    alone = helper.make_model(graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version)
     made = reference.ReferenceEvaluator(alone).run(None, {})
     return {
         value.name: numpy_helper.from_array(np.asarray(array), value.name)
