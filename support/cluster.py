@@ -6,13 +6,11 @@ import ipaddress
 import pickle
 import shutil
 import socket
-import sys
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.machinery import PathFinder
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -169,8 +167,6 @@ def run(
     submit = functools.partial(client.submit, pure=False, resources=resources)
     path = there.path.resolve()
     inputs, waiting, zero = path / (store.DRAFT + "inputs"), {}, []
-    for module in _only_here():
-        cloudpickle.register_pickle_by_value(module)
     try:
         with store.told(path):
             inputs.mkdir()
@@ -198,17 +194,6 @@ def run(
         _let_end(client, {task.key for task in waiting})
         shutil.rmtree(inputs, ignore_errors=True)
     return sorted(zero, key=str)
-
-
-def _only_here():
-    """Modules that were made of files which another process does not find by their names."""
-    names = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
-    absent = {name for name in names if name not in sys.stdlib_module_names and not PathFinder.find_spec(name)}
-    return [
-        module
-        for name, module in sys.modules.items()
-        if name.partition(".")[0] in absent and getattr(module, "__file__", None)
-    ]
 
 
 def _let_end(client, keys):

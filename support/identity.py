@@ -41,9 +41,9 @@ def sha256(*values: object) -> str:
 
     Examples
     --------
-    >>> sha256(lambda x: x + 1) == sha256(lambda y: y + 1)
+    >>> sha256(nn.ReLU(), [1, 2.5]) == sha256(nn.ReLU(), [1, 2.5])
     True
-    >>> sha256(lambda x: x + 1) == sha256(lambda x: x + 2)
+    >>> sha256(torch.relu) == sha256(torch.tanh)
     False
     """
     read = _Reader()
@@ -91,7 +91,7 @@ class _Reader:
         if isinstance(value, set | frozenset):
             return sorted(repr(self(one)) for one in value)
         if isinstance(value, types.ModuleType):
-            return value.__name__
+            return value.__name__.rpartition(".")[2]
         if isinstance(value, enum.Enum):
             return [type(value).__qualname__, value.name]
         if value is None or isinstance(value, _PLAIN):
@@ -137,8 +137,9 @@ class _Reader:
             attributes.update(code.co_names)
             names.update(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
         used = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
-        for module in [one for one in used.values() if isinstance(one, types.ModuleType) and _is_own(one.__name__)]:
-            used |= {(module.__name__, name): vars(module)[name] for name in sorted(attributes & vars(module).keys())}
+        for alias, module in list(used.items()):
+            if isinstance(module, types.ModuleType) and _is_own(module.__name__):
+                used |= {(alias, name): vars(module)[name] for name in sorted(attributes & vars(module).keys())}
         rest = (function.__defaults__, function.__kwdefaults__, used)
         return [self.code(function.__code__), cells, [self(one) for one in rest]]
 

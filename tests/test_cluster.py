@@ -67,7 +67,7 @@ def kill_who_computes(log, after):
 
 def test_with_a_worker_killed_in_the_middle_nothing_is_lost_and_nothing_done_twice(tmp_path, client):
     images, log = probe(n=15), tmp_path / "log"
-    expected = attribute(logged(log), images, out=tmp_path / "serial")
+    expected = attribute(logged(log, 0.2), images, out=tmp_path / "serial")
     log.unlink()
     killer = threading.Thread(target=kill_who_computes, args=(log, 5), daemon=True)
     killer.start()
@@ -157,7 +157,7 @@ def be_client(address, log, out):
 
 def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tmp_path, client):
     log = tmp_path / "log"
-    attribute(logged(log), probe(n=15), out=tmp_path / "serial")
+    attribute(logged(log, 0.2), probe(n=15), out=tmp_path / "serial")
     log.unlink()
     process = processes.Process(target=be_client, args=(client.scheduler.address, log, tmp_path / "cluster"))
     process.start()
@@ -167,7 +167,7 @@ def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tm
     process.kill()
     process.join()
     assert list((tmp_path / "cluster").glob(store.DRAFT + "*"))
-    attribute(logged(log), probe(n=15), out=tmp_path / "cluster", client=client)
+    attribute(logged(log, 0.2), probe(n=15), out=tmp_path / "cluster", client=client)
     assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
 
 

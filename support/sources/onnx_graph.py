@@ -391,7 +391,15 @@ def _infer(node, types, values, network):
     if schema.deprecated and node.op_type == "GroupNormalization":  # of opset 18, whose definition was mended in 21
         return {node.output[0]: types[node.input[0]]}
     known = {name: values[name] for name in node.input if name in values}
-    return shape_inference.infer_node_outputs(schema, node, taken, known, opset_imports=network.model.opset_import)
+    opsets = network.model.opset_import
+    made = shape_inference.infer_node_outputs(schema, node, taken, known, opset_imports=opsets)
+    if all(name in made and None not in dimensions(made[name]) for name in node.output if name):
+        return made
+    values_info = [onnx.ValueInfoProto(name=name, type=kind) for name, kind in taken.items()]  # defined by others
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    graph = helper.make_graph([node], "one", values_info, outputs)
+    whole = shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets), strict_mode=True)
+    return {value.name: value.type for value in whole.graph.output}
 
 
 def _multiplications(node, types):
@@ -461,9 +469,7 @@ def _evaluate(node, values, network):
         arrays[-1].name = name
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
     graph = helper.make_graph([node], "constant", [], outputs, arrays)
-    alone = helper.make_model(
-        graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version
-    )
+    alone = helper.make_model(graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version)
     made = reference.ReferenceEvaluator(alone).run(None, {})
     return {
         value.name: numpy_helper.from_array(np.asarray(array), value.name)
@@ -514,7 +520,7 @@ def fold(network, types):
             folded.initializer.add().CopyFrom(tensor)
             folded.initializer[-1].name = name
     folded.input.add(name=network.image, type=types[network.image])
-    folded.output.extend(source.output)
+    folded.output.extend(onnx.ValueInfoProto(name=value.name, type=types[value.name]) for value in source.output)
     made = {name for node in kept for name in node.output}
     folded.value_info.extend(onnx.ValueInfoProto(name=name, type=types[name]) for name in made if name in types)
     return folded

@@ -5,6 +5,7 @@ the module takes; or None, where onnx2torch's converter does it rightly. The def
 specification (onnx.ai/onnx/operators).
 """
 
+import functools
 import math
 
 import numpy as np
@@ -77,8 +78,9 @@ class Operation(nn.Module):
         return f"{getattr(self.function, '__name__', self.function)}, {self.settings}"
 
 
-def _of_first(function, **settings):
-    return lambda node: (Operation(function, **settings), node.inputs[:1])
+def _alone(function, node, **settings):
+    """An operation on the first input of a node."""
+    return Operation(function, **settings), node.inputs[:1]
 
 
 # reductions
@@ -114,7 +116,7 @@ def _reduction(node):
     if not axes and node.get("noop_with_empty_axes", 0):
         return nn.Identity(), node.inputs[:1]
     axes = sorted(axis % node.rank for axis in axes) or list(range(node.rank))
-    return Operation(reduce, kind=node.kind, dim=axes, keepdim=bool(node.get("keepdims", 1))), node.inputs[:1]
+    return _alone(reduce, node, kind=node.kind, dim=axes, keepdim=bool(node.get("keepdims", 1)))
 
 
 # windows
@@ -198,11 +200,16 @@ def _is_plain(node):
     return pads[: len(pads) // 2] == pads[len(pads) // 2 :] and not node.get("ceil_mode", 0)
 
 
+def _is_within(padding, kernel):
+    """Whether no more than half of a window lies in the padding."""
+    return all(2 * amount <= length for amount, length in zip(padding, kernel, strict=True))
+
+
 def _average_pool(node):
     kernel, strides, dilations, begin, end = _windows(node)
     if set(dilations) != {1}:
         raise NotImplementedError("AveragePool with dilations")
-    if _is_plain(node):
+    if _is_plain(node) and _is_within(begin, kernel):
         return None
     pool = _of_rank("avg_pool", len(kernel))
     counted = torch.ones(1, 1, *node.shape()[2:])
@@ -225,15 +232,15 @@ def max_pool(x, kernel, strides, dilations, padding):
 
 def _max_pool(node):
     kernel, strides, dilations, begin, end = _windows(node)
-    if _is_plain(node) and all(2 * near <= length for near, length in zip(begin, kernel, strict=True)):
+    if _is_plain(node) and _is_within(begin, kernel):
         return None
     padding = _torch_padding(begin, end)
     settings = {"kernel": kernel, "strides": strides, "dilations": dilations, "padding": padding}
-    return Operation(max_pool, **settings), node.inputs[:1]
+    return _alone(max_pool, node, **settings)
 
 
 def _global_max(node):
-    return Operation(torch.amax, dim=list(range(2, node.rank)), keepdim=True), node.inputs[:1]
+    return _alone(torch.amax, node, dim=list(range(2, node.rank)), keepdim=True)
 
 
 def lp_pool(x, p, kernel, strides, padding):
@@ -247,7 +254,7 @@ def _lp_pool(node):
     if set(dilations) != {1}:
         raise NotImplementedError("LpPool with dilations")
     settings = {"p": node.get("p", 2), "kernel": kernel, "strides": strides, "padding": _torch_padding(begin, end)}
-    return Operation(lp_pool, **settings), node.inputs[:1]
+    return _alone(lp_pool, node, **settings)
 
 
 def convolve(x, weight, bias=None, *, strides, dilations, groups, padding):
@@ -323,7 +330,7 @@ def _pad(node):
     value = node.read(2, node.get("value", 0.0))
     value = value[0] if isinstance(value, list) else value
     mode = node.get("mode", "constant")
-    return Operation(pad, mode=mode, begin=begin, end=end, value=value), node.inputs[:1]
+    return _alone(pad, node, mode=mode, begin=begin, end=end, value=value)
 
 
 class Resize(nn.Module):
@@ -348,15 +355,15 @@ class Resize(nn.Module):
 
 def _places(count, length, scale, mode):
     """Where the new values of an axis lie among the old ones."""
-    new = np.arange(count, dtype=np.float64)
+    new, scale = np.arange(count, dtype=np.float32), np.float32(scale)  # the reference rounds as float32 does
     if mode == "align_corners":
-        return new * (length - 1) / (count - 1) if count > 1 else np.zeros(1)
+        return new * (length - 1) / (count - 1) if count > 1 else np.zeros(1, np.float32)
     if mode == "asymmetric":
         return new / scale
     if mode == "tf_half_pixel_for_nn":
         return (new + 0.5) / scale
     if mode == "pytorch_half_pixel" and count == 1:
-        return np.zeros(1)
+        return np.zeros(1, np.float32)
     if mode == "half_pixel_symmetric":
         rest = count / (scale * length)
         return length / 2 * (1 - rest) + (new + 0.5) / scale - 0.5
@@ -385,14 +392,15 @@ def _taps(node, count, length, scale):
     coordinates = node.get("coordinate_transformation_mode", "half_pixel" if node.opset > 10 else "asymmetric")
     places = _places(count, length, scale, coordinates)
     if mode == "nearest":
-        rounded = NEAREST[node.get("nearest_mode", "round_prefer_floor" if node.opset > 10 else "floor")](places)
+        old = "ceil" if scale < 1 else "floor"
+        rounded = NEAREST[node.get("nearest_mode", "round_prefer_floor" if node.opset > 10 else old)](places)
         return np.clip(rounded, 0, length - 1).astype(np.int64)[None], np.ones((1, count))
     wide = max(1.0, 1 / scale) if node.get("antialias", 0) else 1.0
     reach = math.ceil((2 if mode == "cubic" else 1) * wide)
     taps = np.floor(places).astype(np.int64) + np.arange(1 - reach, 1 + reach)[:, None]
     distance = np.abs(taps - places) / wide
     weights = np.clip(1 - distance, 0, None) if mode == "linear" else _cubic(distance, node.get("cubic_coeff_a", -0.75))
-    if node.get("exclude_outside", 0) or node.get("antialias", 0):
+    if node.get("exclude_outside", 0):
         weights = np.where((taps >= 0) & (taps < length), weights, 0)
     if node.get("exclude_outside", 0) or wide > 1:
         weights = weights / weights.sum(0)
@@ -416,11 +424,11 @@ def _resize(node):
         taps.append((axis, *_taps(node, after[axis], before[axis], scale)))
     if _is_repeat(node, taps, before, after):
         factor = [after[axis] // before[axis] for axis in (2, 3)]
-        return Operation(functional.interpolate, scale_factor=factor, mode="nearest"), node.inputs[:1]
+        return _alone(functional.interpolate, node, scale_factor=factor, mode="nearest")
     if _is_bilinear(node, scaled, before, after):
         aligned = node.get("coordinate_transformation_mode") == "align_corners"
         settings = {"size": after[2:], "mode": "bilinear", "align_corners": aligned}
-        return Operation(functional.interpolate, **settings), node.inputs[:1]
+        return _alone(functional.interpolate, node, **settings)
     return Resize(taps), node.inputs[:1]
 
 
@@ -445,8 +453,9 @@ def _is_bilinear(node, scales, before, after):
 
 
 def split(x, sizes, axis):
-    """Pieces of these lengths."""
-    return torch.split(x, sizes, axis)
+    """Pieces of these lengths, and what is left of the axis."""
+    left = x.shape[axis] - sum(sizes)
+    return torch.split(x, [*sizes, left] if left else sizes, axis)
 
 
 def _split(node):
@@ -454,7 +463,63 @@ def _split(node):
     sizes = [node.shape(number, "outputs")[axis] for number in range(len(node.outputs))]
     if None in sizes:
         raise NotImplementedError("Split of the axis of images")
-    return Operation(split, sizes=sizes, axis=axis), node.inputs[:1]
+    return _alone(split, node, sizes=sizes, axis=axis)
+
+
+def cut(x, slices):
+    """Values from ``start`` to ``end`` by ``step`` along some axes."""
+    for axis, (start, end, step) in slices.items():
+        if step > 0:
+            x = x[(*[slice(None)] * axis, slice(start, end, step))]
+        else:
+            places = range(x.shape[axis])[start:end:step]
+            x = x.index_select(axis, torch.tensor(places, dtype=torch.long, device=x.device))
+    return x
+
+
+def _cut(node):
+    if node.opset < 10:
+        starts, ends, axes, steps = node.get("starts"), node.get("ends"), node.get("axes"), None
+    else:
+        starts, ends, axes, steps = (node.read(number) for number in (1, 2, 3, 4))
+    axes = [axis % node.rank for axis in axes or range(len(starts))]
+    slices = dict(zip(axes, zip(starts, ends, steps or [1] * len(starts), strict=True), strict=True))
+    return _alone(cut, node, slices=slices)
+
+
+def _squeeze(node):
+    axes = node.read(1, node.get("axes")) or [axis for axis, length in enumerate(node.shape()) if length == 1]
+    return _alone(torch.squeeze, node, dim=tuple(axes))
+
+
+def unsqueeze(x, axes):
+    """New axes of length one, at these places of the result."""
+    for axis in axes:
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _unsqueeze(node):
+    axes = node.read(1, node.get("axes"))
+    rank = node.rank + len(axes)
+    return _alone(unsqueeze, node, axes=sorted(axis % rank for axis in axes))
+
+
+def reshape(x, shape):
+    """Other axes; where a length is None, that of the axis in the same place is kept."""
+    return x.reshape([x.shape[axis] if length is None else length for axis, length in enumerate(shape)])
+
+
+def _reshape(node):
+    if node.inputs[1] not in node.constants:
+        return None
+    shape = [None if length == 0 and not node.get("allowzero", 0) else length for length in node.read(1)]
+    return _alone(reshape, node, shape=shape)
+
+
+def _flatten(node):
+    is_first = node.get("axis", 1) in (0, -node.rank)
+    return (Operation(reshape, shape=[1, -1]), node.inputs[:1]) if is_first else None
 
 
 def depth_to_space(x, block, columns_first):
@@ -489,7 +554,7 @@ def _clip(node):
         return nn.ReLU6() if high == 6 else nn.ReLU(), node.inputs[:1]
     if low is None and high is None:
         return nn.Identity(), node.inputs[:1]
-    return Operation(torch.clamp, min=low, max=high), node.inputs[:1]
+    return _alone(torch.clamp, node, min=low, max=high)
 
 
 def cumulate(x, axis, is_exclusive, is_reverse):
@@ -504,7 +569,7 @@ def _cumulate(node):
     axis = node.read(1)
     axis = axis[0] if isinstance(axis, list) else axis
     settings = {"is_exclusive": bool(node.get("exclusive", 0)), "is_reverse": bool(node.get("reverse", 0))}
-    return Operation(cumulate, axis=axis, **settings), node.inputs[:1]
+    return _alone(cumulate, node, axis=axis, **settings)
 
 
 def normalise_responses(x, size, alpha, beta, bias):
@@ -518,7 +583,7 @@ def normalise_responses(x, size, alpha, beta, bias):
 def _responses(node):
     settings = {"size": node.get("size"), "alpha": node.get("alpha", 1e-4)}
     settings |= {"beta": node.get("beta", 0.75), "bias": node.get("bias", 1.0)}
-    return Operation(normalise_responses, **settings), node.inputs[:1]
+    return _alone(normalise_responses, node, **settings)
 
 
 def normalise_groups(x, scale, bias, groups, epsilon, is_by_group):
@@ -534,17 +599,17 @@ def _groups(node):
 
 
 def _gelu(node):
-    return Operation(functional.gelu, approximate=node.get("approximate", "none")), node.inputs[:1]
+    return _alone(functional.gelu, node, approximate=node.get("approximate", "none"))
 
 
 def _depth_to_space(node):
     columns_first = node.get("mode", "DCR") == "CRD"
-    return Operation(depth_to_space, block=node.get("blocksize"), columns_first=columns_first), node.inputs[:1]
+    return _alone(depth_to_space, node, block=node.get("blocksize"), columns_first=columns_first)
 
 
 OPERATORS = {
     **dict.fromkeys(REDUCTIONS, _reduction),
-    **{name: _of_first(getattr(torch, name.lower())) for name in "Acosh Asinh Atanh Cosh Sinh".split()},
+    **{name: functools.partial(_alone, getattr(torch, name.lower())) for name in "Acosh Asinh Atanh Cosh Sinh".split()},
     "AveragePool": _average_pool,
     "Clip": _clip,
     "Conv": _convolution,
@@ -552,15 +617,21 @@ OPERATORS = {
     "CumSum": _cumulate,
     "DepthToSpace": _depth_to_space,
     "Gelu": _gelu,
+    "Flatten": _flatten,
     "GlobalMaxPool": _global_max,
     "GroupNormalization": _groups,
     "LRN": _responses,
     "LpPool": _lp_pool,
     "MaxPool": _max_pool,
-    "Mish": _of_first(functional.mish),
+    "Mish": functools.partial(_alone, functional.mish),
     "Pad": _pad,
+    "Reshape": _reshape,
     "Resize": _resize,
-    "SpaceToDepth": lambda node: (Operation(space_to_depth, block=node.get("blocksize")), node.inputs[:1]),
+    "Slice": _cut,
+    "SpaceToDepth": lambda node: _alone(space_to_depth, node, block=node.get("blocksize")),
     "Split": _split,
+    "Squeeze": _squeeze,
+    "ThresholdedRelu": lambda node: _alone(functional.threshold, node, threshold=node.get("alpha", 1.0), value=0.0),
+    "Unsqueeze": _unsqueeze,
     "Upsample": _resize,
 }
