@@ -4,7 +4,7 @@ import onnx
 import torch
 from torch.nn import functional
 
-from support import wheels
+from support.sources import shared
 
 
 def read(encoder, images):
@@ -24,7 +24,7 @@ def read(encoder, images):
     list of str
         One an image; empty where it reads nothing.
     """
-    model = onnx.load(wheels.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
+    model = onnx.load(shared.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
     known = next(entry.value for entry in model.metadata_props if entry.key == "character").split("\n")
     characters = ["", *known, " "]  # the first is CTC's blank
     with torch.no_grad():

@@ -10,9 +10,10 @@ from scipy import linalg, optimize, sparse, stats
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from support.bank import RANDOM
+
 DATA = Path(__file__).parents[1] / "data"
 CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
-RANDOM = "random"  # the encoder with random weights: measured like a source, never part of the oracle
 
 
 def win_rates(losses):

@@ -12,7 +12,7 @@ import xarray as xr
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from support import wheels
+from support.sources import shared
 
 TABLE = Path(__file__).parents[1] / "data" / "photographs.csv"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -114,7 +114,7 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
         small = False
 
         def locate(row):
-            return wheels.find(row.package, row.file, row.sha256, row.version)
+            return shared.find(row.package, row.file, row.sha256, row.version)
     else:
         known = ", ".join(f'"{name}"' for name in ("rooms", *_table()["collection"].unique()))
         raise ValueError(f'unknown source "{source}": choose {known} or "folder:PATH"')
@@ -164,7 +164,7 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
             f"{n_images} were asked for: choose n_images up to {len(chosen)}, or add photographs"
         )
 
-    digests = {index: rows[index].sha256 or wheels.sha256(locate(rows[index])) for index, *_ in chosen}
+    digests = {index: rows[index].sha256 or shared.sha256(locate(rows[index])) for index, *_ in chosen}
     values = np.stack([_rgb(pixels) for *_, pixels in chosen])
     provenance = {name: [getattr(rows[index], name) for index, *_ in chosen] for name in _OF_FILE}
     provenance["sha256"] = [digests[index] for index, *_ in chosen]
@@ -298,7 +298,7 @@ def photograph(file, folder=None):
         names = ", ".join(name.rsplit("/")[-1] for name in table["file"])
         raise ValueError(f'no photograph "{file}": choose one of {names}')
     row = match.iloc[0]
-    return _rgb(np.asarray(_read(wheels.find(row.package, row.file, row.sha256, row.version), 1)))
+    return _rgb(np.asarray(_read(shared.find(row.package, row.file, row.sha256, row.version), 1)))
 
 
 def _table():
