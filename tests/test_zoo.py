@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, loaders, oracle, probe, wheels, zoo
+from support import answers, attribution, oracle, probe, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
+from support.sources import shared
 
 NAMES = [
     f"package:{name}"
@@ -36,7 +37,7 @@ def encoder(name):
 
 @functools.cache
 def labelled_photographs():
-    folder = wheels.find("foolbox", "foolbox/data/imagenet_00_243.jpg").parent
+    folder = shared.find("foolbox", "foolbox/data/imagenet_00_243.jpg").parent
     files = sorted(folder.glob("imagenet_*.jpg"))
     pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32)[None] / 255 for file in files]
     return pictures, torch.tensor([int(file.stem.split("_")[2]) for file in files])
@@ -489,7 +490,7 @@ def test_available_lists_all_as_loadable():
     table = zoo.available()
     assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
     here = NAMES + [f"bank:{task}" for task in (*TASKS, "random")]
-    schemes = list(loaders.SCHEMES.values())
+    schemes = [f"{scheme}:{source.form}" for scheme, source in zoo.SOURCES.items() if source.names is None]
     assert list(table["name"]) == here + [f"taskonomy:{task}" for task in TASKS] + schemes
     assert table["loadable"].dtype == bool and ((table["how"] == "") == table["loadable"]).all()
     assert table["loadable"][: len(here)].all()
@@ -516,7 +517,7 @@ def test_a_missing_package_gives_its_command(monkeypatch):
 
 
 def test_a_damaged_file_is_not_loaded(monkeypatch):
-    monkeypatch.setattr(wheels, "sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(shared, "sha256", lambda path: "0" * 64)
     with pytest.raises(ValueError, match="SHA-256"):
         zoo.load("package:mobilenet_v2")
     table = zoo.available()
@@ -545,7 +546,7 @@ def test_bank_loads_without_training_under_the_names_of_the_oracle(seed):
     assert set(truth.source.values) == set(TASKS) and truth.sizes == {"source": 20, "target": 18}
     for encoder in encoders:
         assert encoder.input_size == (64, 64)
-        assert encoder.card["sha256"] == wheels.sha256(work.FOLDER / encoder.card["file"])
+        assert encoder.card["sha256"] == shared.sha256(work.FOLDER / encoder.card["file"])
         assert f"seed {seed}" in encoder.card["trained_on"]
 
 
