@@ -1,11 +1,13 @@
 """Any network by one string: ONNX files, Python files, torchvision and timm; the rule for the representation."""
 
 import importlib.metadata
+import io
 import os
 import pickle
 import sys
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import onnx
@@ -621,3 +623,29 @@ def test_listed_networks_keep_their_preprocessing():
         zoo.load("bank:edge2d", preprocessing={"scale": 2})
     with pytest.raises(ValueError, match="bank:edge2d has its own weights"):
         zoo.load("bank:edge2d", weights="random")
+
+
+# files of weights that ask for more memory than they may
+
+
+def compressed(path, network):
+    """A file of torch whose parts are compressed, as no file of torch's own is."""
+    torch.save(network.state_dict(), path)
+    parts = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in parts.namelist():
+            file.writestr(name, parts.read(name))
+
+
+def test_weights_that_need_much_more_memory_than_the_file_has_bytes(own, tmp_path, monkeypatch):
+    path = tmp_path / "own.pt"
+    network = nn.Linear(1000, 1000)
+    nn.init.zeros_(network.weight)
+    compressed(path, network)
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="own.pt has .* bytes and its tensors need .* more than 4 times as many"):
+        zoo.load(f"{own}:make", preprocessing=SMALL, weights=path)
+    monkeypatch.undo()
+    torch.save({"0.weight": torch.zeros(1).expand(10**9)}, path)
+    with pytest.raises(ValueError, match="its tensors need 4,000,000,000, more than 4 times"):
+        zoo.load(f"{own}:make", preprocessing=SMALL, weights=path)

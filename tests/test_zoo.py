@@ -19,7 +19,7 @@ from support import answers, attribution, oracle, probe, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
-from support.sources import shared
+from support.sources import package, shared
 
 NAMES = [
     f"package:{name}"
@@ -481,9 +481,73 @@ def test_unknown_networks_get_the_known_ones(spec, message):
         zoo.load(spec)
 
 
-def test_unknown_scheme():
-    with pytest.raises(ValueError, match="unknown scheme 'banks'; known: package, bank"):
-        zoo.load_all("banks")
+@pytest.mark.parametrize("scheme", ["banks", "onnx", None, 3])
+def test_unknown_scheme(scheme):
+    with pytest.raises(ValueError, match=f"unknown scheme {scheme!r}; known: package, bank, taskonomy$"):
+        zoo.load_all(scheme)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"seed": 1.0}, "seed is 1.0"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"seed": True}, "seed is True"),
+        ({"preprocessing": "grey"}, "preprocessing is 'grey', expected a dictionary with input_size"),
+        ({"weights": 3}, "weights is a int, expected a file"),
+        ({"weights": {}}, "weights is a dict, expected a file"),
+    ],
+)
+def test_arguments_of_other_kinds_get_a_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.load("bank:edge2d", **options)
+    if "seed" in options:
+        with pytest.raises(ValueError, match=message):
+            zoo.load_all("bank", **options)
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 3, 1.5, b"bank:edge2d", ["bank:edge2d"], Path("bank:edge2d"), "", ":", "bank:", "bank"]
+)
+def test_no_name_gets_the_known_ones(spec):
+    with pytest.raises(ValueError, match="unknown network .*Known are package:mobilenet_v2, .*schemes: package, bank"):
+        zoo.load(spec)
+
+
+def test_a_source_is_one_entry(monkeypatch):
+    def load(name, weights=None):
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout() if name == "x" else torch.nn.Softmax(0)
+        )
+        return zoo.Encoder(
+            f"toy:{name}", network, task="none", family="toy", input_size=(8, 8), card={"title": str(weights)}
+        )
+
+    monkeypatch.setitem(zoo.SOURCES, "toy", zoo.Source("toys", load, names=lambda: {"x": ("none", "toy")}))
+    assert zoo.load("toy:x").name == "toy:x" and [encoder.name for encoder in zoo.load_all("toy")] == ["toy:x"]
+    assert zoo.available().set_index("name").loc["toy:x"].tolist() == ["none", "toy", True, ""]
+    with pytest.raises(ValueError, match="unknown network 'toy:xx', did you mean 'toy:x'"):
+        zoo.load("toy:xx")
+    with pytest.raises(ValueError, match="toy:x has no seed"):
+        zoo.load("toy:x", seed=1)
+    any_name = zoo.Source("toys", load, how=lambda name, seed: "make toys", form="NAME", options=("weights",))
+    monkeypatch.setitem(zoo.SOURCES, "toy", any_name)
+    assert zoo.load("toy:x", weights="file").card == {"title": "file", "parameters": 112}
+    with pytest.raises(ValueError, match="toy:y: the representation of an image depends on the other images"):
+        zoo.load("toy:y")  # what nobody listed is checked
+    with pytest.raises(ValueError, match="'toy:' names no network, expected toy:NAME"):
+        zoo.load("toy:")
+    assert zoo.available().set_index("name").loc["toy:NAME"].tolist() == ["any", "any", False, "make toys"]
+
+
+def test_the_table_of_networks_is_complete():
+    table = package.table()
+    assert [f"package:{name}" for name in table.index] == NAMES
+    for name, row in table.iterrows():
+        path = shared.find(row.package, row.file, row.sha256, row.version)
+        assert path.stat().st_size == int(row.bytes), name
+        assert set(row[row == ""].index) <= {"tensor"} and (row.tensor != "") == row.file.endswith(".onnx")
 
 
 def test_available_lists_all_as_loadable():
