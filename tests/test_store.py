@@ -26,6 +26,7 @@ from test_attribution import probe, toy
 from torch import nn
 
 from support import attribution, passes, space, store, zoo
+from support.sources import representation
 from support.zoo import Encoder
 
 METHODS = ["saliency", "epsilon_lrp"]
@@ -253,8 +254,8 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
         for n in (2, 3)
     ]
     for represent in (
-        *(loaders._Tap(network, layer) for layer in ("1", "2")),
-        loaders._Tap(network, "2", "input"),
+        *(representation.Tap(network, layer) for layer in ("1", "2")),
+        representation.Tap(network, "2", "input"),
         *(Places(n) for n in (2, 3)),
         *(Places(n).first for n in (2, 3)),
     ):
