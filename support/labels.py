@@ -93,7 +93,7 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def real(values: Any, name: str) -> np.ndarray:
-    """Real numbers of any shape as float64; NaN and infinity stay.
+    """Real numbers of any shape as float64; NaN and infinity stay. It may share the memory of what was given.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def real(values: Any, name: str) -> np.ndarray:
     if given.dtype.kind in "iu" and given.size and max(-int(given.min()), int(given.max())) > WHOLE:
         raise ValueError(f"{name} has whole numbers beyond 2^53, which float64 rounds: divide them, or rank them")
     with np.errstate(over="ignore"):  # of long double, infinite then
-        return given.astype(np.float64)
+        return given.astype(np.float64, copy=False)
 
 
 def finite(
