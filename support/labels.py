@@ -225,11 +225,11 @@ def labelled(values: Any, name: str, axes: Iterable[str], named: Iterable[str] |
     axes = tuple(axes)
     if not isinstance(values, xr.DataArray):
         raise TypeError(
-            f"{name} is a {type(values).__name__}: pass an xarray.DataArray with the dimensions {', '.join(axes)}, "
+            f"{name} is a {type(values).__name__}: pass an xarray.DataArray with the dimensions {' and '.join(axes)}, "
             "and with the names along them as coordinates"
         )
     if sorted(map(str, values.dims)) != sorted(axes):
-        raise ValueError(f"{name} has the dimensions {values.dims}, expected {', '.join(axes)}")
+        raise ValueError(f"{name} has the dimensions {values.dims}, expected {' and '.join(axes)}")
     distinct(values, name, axes if named is None else named)
     if not values.size:
         raise ValueError(f"{name} is empty: its sizes are {dict(values.sizes)}, each must be at least one")
