@@ -41,8 +41,7 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
     ('model', 'image', 'y', 'x')
     """
     labels.choice(channels, "channels", ("mean", "keep"))
-    if not isinstance(maps, xr.DataArray):
-        raise TypeError(f"maps is a {type(maps).__name__}: pass the DataArray that attribution.attribute returns")
+    maps = labels.data_array(maps, "maps", "as attribution.attribute returns it")
     if "attribution" in maps.dims:
         raise ValueError('the maps are of several methods: select one, e.g. maps.sel(attribution="saliency")')
     axes = [axis for axis in AXES if axis in maps.dims or axis not in ("reference", "channel")]

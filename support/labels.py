@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-LARGEST = 1e300  # differences and sums of numbers up to here stay finite in float64
+LARGEST = 1e304  # differences and sums of a thousand numbers up to here stay finite in float64
 WHOLE = 2**53  # whole numbers up to here are exact in float64
 
 
@@ -141,7 +141,7 @@ def finite(
         The name of each axis, and the names along it; None where they are 0, 1, 2, …
     apart : numpy.ndarray of bool, optional
         Values that may be anything.
-    low, high : float, default ±1e300
+    low, high : float, default ±1e304
         Bounds of the range.
 
     Raises
@@ -191,6 +191,25 @@ def varies(values: np.ndarray, axis: int | None = None) -> Any:
     return np.ptp(values, axis=axis) > 1e-12 * np.abs(values).max(axis=axis)
 
 
+def data_array(values: Any, name: str, hint: str) -> xr.DataArray:
+    """An array with names along its axes.
+
+    Raises
+    ------
+    TypeError
+        Anything but a DataArray; the message ends with `hint`.
+
+    Examples
+    --------
+    >>> data_array(np.eye(2), "maps", "as attribute returns it")
+    Traceback (most recent call last):
+    TypeError: maps is a ndarray: pass an xarray.DataArray as attribute returns it
+    """
+    if not isinstance(values, xr.DataArray):
+        raise TypeError(f"{name} is a {type(values).__name__}: pass an xarray.DataArray {hint}")
+    return values
+
+
 def labelled(values: Any, name: str, axes: Iterable[str], named: Iterable[str] | None = None) -> xr.DataArray:
     """A labelled array as float64, its axes in the order of `axes`; NaN and infinity stay.
 
@@ -223,11 +242,8 @@ def labelled(values: Any, name: str, axes: Iterable[str], named: Iterable[str] |
     ('a', 'b')
     """
     axes = tuple(axes)
-    if not isinstance(values, xr.DataArray):
-        raise TypeError(
-            f"{name} is a {type(values).__name__}: pass an xarray.DataArray with the dimensions {' and '.join(axes)}, "
-            "and with the names along them as coordinates"
-        )
+    hint = f"with the dimensions {' and '.join(axes)}, and with the names along them as coordinates"
+    values = data_array(values, name, hint)
     if sorted(map(str, values.dims)) != sorted(axes):
         raise ValueError(f"{name} has the dimensions {values.dims}, expected {' and '.join(axes)}")
     distinct(values, name, axes if named is None else named)

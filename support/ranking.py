@@ -700,9 +700,14 @@ def paired_bootstrap(
     >>> round(paired_bootstrap(first, second).mean, 6)
     0.15
     """
-    axes = [str(axis) for axis in getattr(first, "dims", ("target",))]
-    first, second = (labels.labelled(m, w, axes) for m, w in ((first, "the first"), (second, "the second")))
-    if any(set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in axes):
+    both = [(first, "the first"), (second, "the second")]
+    first, second = (labels.data_array(values, what, "with the names of the targets") for values, what in both)
+    axes = list(first.dims)
+    if set(axes) == set(second.dims):
+        first, second = (labels.labelled(values, what, axes) for values, what in both)
+    if set(axes) != set(second.dims) or any(
+        set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in axes
+    ):
         raise ValueError(
             f"the two methods are not measured on the same targets, {dict(first.sizes)} and {dict(second.sizes)}: "
             "select what both have"

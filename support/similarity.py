@@ -46,7 +46,7 @@ def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
     TypeError
         No arrays of real numbers.
     ValueError
-        Not two dimensions, different or fewer than 4 samples, values that are not finite or beyond ±1e300, the same
+        Not two dimensions, different or fewer than 4 samples, values that are not finite or beyond ±1e304, the same
         features for all samples, `variance` out of range, or fewer than 5 samples per kept direction (the message says
         how many are needed).
 
@@ -184,7 +184,7 @@ def samples(representations: Any, kind: str, grid: tuple[int, int] | None = None
     TypeError
         No array of real numbers.
     ValueError
-        Other kinds or dimensions, an empty array, values that are not finite or beyond ±1e300, or a grid that is not
+        Other kinds or dimensions, an empty array, values that are not finite or beyond ±1e304, or a grid that is not
         two positive whole numbers.
 
     Examples
@@ -224,7 +224,7 @@ def _grid(grid):
     """Numbers of positions (y, x), or None."""
     if grid is None:
         return None
-    if isinstance(grid, str) or np.shape(grid) != (2,):
+    if isinstance(grid, str) or not hasattr(grid, "__len__") or len(grid) != 2:
         raise ValueError(f"grid is {grid!r}, expected two positive numbers of positions (y, x)")
     return tuple(labels.count(number, "grid") for number in grid)
 

@@ -305,7 +305,7 @@ def test_paired_comparison_cancels_what_both_methods_find_hard():
     assert ranking.bootstrap(first).low < ranking.bootstrap(second).mean
     assert ranking.paired_bootstrap(first, first) == (0, 0, 0)
     for other in (second.isel(target=slice(5)), second.expand_dims(seed=[0, 1])):
-        with pytest.raises(ValueError, match="not measured on the same targets|the second has the dimensions"):
+        with pytest.raises(ValueError, match="not measured on the same targets"):
             ranking.paired_bootstrap(first, other)
 
 
