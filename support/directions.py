@@ -41,7 +41,7 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
     ('model', 'image', 'y', 'x')
     """
     labels.choice(channels, "channels", ("mean", "keep"))
-    maps = labels.data_array(maps, "maps", "as attribution.attribute returns it")
+    maps = labels.named(maps, "maps")
     if "attribution" in maps.dims:
         raise ValueError('the maps are of several methods: select one, e.g. maps.sel(attribution="saliency")')
     axes = [axis for axis in AXES if axis in maps.dims or axis not in ("reference", "channel")]
@@ -56,7 +56,7 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
         raise ValueError(f"there is no map to compare: {dict(maps.sizes)}")
     if maps.dtype.kind not in "biuf":
         raise TypeError(f"the maps are of the type {maps.dtype}: real numbers are needed")
-    labels.distinct(maps, "maps", ["model"])
+    labels.named(maps, "maps", ["model"])
     return maps.transpose(*axes)
 
 

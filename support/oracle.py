@@ -55,7 +55,7 @@ def win_rates(losses: xr.DataArray) -> xr.DataArray:
     >>> win_rates(losses).sel(target="t", source="a", rival="b").item()
     0.625
     """
-    losses = labels.labelled(losses, "losses", ("target", "source", "image"), named=("target", "source"))
+    losses = labels.labelled(losses, "losses", ("target", "source", "image"), others=("image",))
     values = losses.values
     labels.finite(values, "loss", {axis: losses[axis].values for axis in losses.dims})
     rates = np.empty((len(values), values.shape[1], values.shape[1]))
@@ -151,7 +151,7 @@ def transferability(losses: xr.DataArray) -> xr.DataArray:
     >>> transferability(losses).to_series().to_dict()
     {('a', 'a'): nan, ('b', 'a'): 1.0}
     """
-    losses = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
     sources = [name for name in losses.source.values.tolist() if name != RANDOM]
     for target in losses.target.values.tolist():
         if not set(sources) - {target}:
@@ -285,7 +285,7 @@ def half_splits(losses: xr.DataArray, n_splits: int = 10, seed: int = 0) -> list
     >>> [agreement(*pair).sizes["target"] for pair in half_splits(losses, n_splits=2)]
     [1, 1]
     """
-    losses = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
     n_splits, seed = labels.count(n_splits, "n_splits"), labels.count(seed, "seed", 0)
     half = losses.sizes["image"] // 2
     if not half:

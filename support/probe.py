@@ -275,8 +275,7 @@ def manifest(images: xr.DataArray) -> pd.DataFrame:
     >>> manifest(load("rooms", n_images=2, size=16))["side"].tolist()
     [16, 16]
     """
-    images = labels.data_array(images, "images", "as probe.load returns it")
-    missing = [name for name in PROVENANCE if name not in images.coords]
+    missing = [name for name in PROVENANCE if name not in labels.named(images, "images").coords]
     if missing:
         raise ValueError(f"images lack {', '.join(missing)}: pass what probe.load returned, or a selection of it")
     return pd.DataFrame({name: np.atleast_1d(images[name].values) for name in PROVENANCE})

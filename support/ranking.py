@@ -322,7 +322,7 @@ def regret(affinity: xr.DataArray, losses: xr.DataArray, k: int = 1, mean: bool 
     (0.0, 2.5)
     """
     if "image" in getattr(losses, "dims", ()):
-        per_image = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+        per_image = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
         losses = per_image.mean("image", skipna=False)
     losses = labels.labelled(losses, "losses", ("source", "target"))
     scores, gains, usable = _candidates(affinity, -losses, truth_is="minus the losses")
@@ -701,11 +701,10 @@ def paired_bootstrap(
     0.15
     """
     both = [(first, "the first"), (second, "the second")]
-    first, second = (labels.data_array(values, what, "with the names of the targets") for values, what in both)
-    axes = list(first.dims)
-    if set(axes) == set(second.dims):
+    axes, others = (list(labels.named(values, what).dims) for values, what in both)
+    if set(axes) == set(others):
         first, second = (labels.labelled(values, what, axes) for values, what in both)
-    if set(axes) != set(second.dims) or any(
+    if set(axes) != set(others) or any(
         set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in axes
     ):
         raise ValueError(

@@ -197,8 +197,7 @@ def distance(affinity: xr.DataArray) -> xr.DataArray:
     >>> distance(xr.DataArray([[0.5], [-0.1]], names, ("source", "target"))).values.ravel().tolist()
     [2.0, inf]
     """
-    affinity = labels.data_array(affinity, "affinity", "as the function of that name returns it")
-    values = labels.real(affinity.data, "affinity")
+    values = labels.real(labels.named(affinity, "affinity").data, "affinity")
     axes = {str(axis): affinity[axis].values for axis in affinity.dims}
     labels.finite(values, "affinity", axes, low=-1 - ROUNDING, high=1 + ROUNDING)
     with np.errstate(divide="ignore", over="ignore"):
