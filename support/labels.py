@@ -185,6 +185,14 @@ def matrix(values: Any, name: str, missing: str = "none", symmetric: bool = Fals
     fewest : int, default 1
         Smallest number of sources.
 
+    Raises
+    ------
+    TypeError
+        No DataArray, or no real numbers.
+    ValueError
+        Other dimensions, a name that is missing or given twice, a value that is not finite (its pair is named), a
+        matrix that is not symmetric, or one that is too small.
+
     Examples
     --------
     >>> matrix(xr.DataArray([[1, 0]], {"source": ["a"], "target": ["b", "c"]}, ("source", "target")), "truth").shape

@@ -42,11 +42,8 @@ def win_rates(losses: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, no source, target or image, a name that is missing or occurs twice, or a loss that is not
-        finite: its source and target are named.
+    TypeError, ValueError
+        As for `labels.matrix`; source and target of a loss that is not finite are named.
 
     Examples
     --------
@@ -88,11 +85,8 @@ def ahp(win_rates: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, sources that are not the rivals, or a rate outside
-        [1e-6, 1 − 1e-6]: it is named.
+    TypeError, ValueError
+        As for `labels.matrix`, sources that are not the rivals, or a rate outside [1e-6, 1 − 1e-6].
 
     Examples
     --------
@@ -179,10 +173,8 @@ def priority(truth: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, or an infinite score; it is named.
+    TypeError, ValueError
+        As for `labels.matrix`; NaN is allowed.
 
     Examples
     --------
@@ -217,10 +209,8 @@ def agreement(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArrays of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite score, or no target in common.
+    TypeError, ValueError
+        As for `priority`, or no target in common.
 
     Warns
     -----
@@ -316,11 +306,9 @@ def tree(truth: xr.DataArray) -> np.ndarray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite score, fewer than two sources, or two that
-        cannot be compared: fewer than three targets in common, or the same place for all of them.
+    TypeError, ValueError
+        As for `priority`, or two sources that cannot be compared: fewer than three targets in common, or the same place
+        for all of them.
 
     Examples
     --------
@@ -363,11 +351,9 @@ def select_sources(affinity: xr.DataArray, budget: int) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers, or a budget that is no whole number.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite affinity, a budget below 1, a target that
-        no source can serve, or a budget too small to serve all targets.
+    TypeError, ValueError
+        As for `priority`, a budget that is no whole number from 1, a target that no source can serve, or a budget too
+        small to serve all targets.
 
     Examples
     --------
@@ -390,22 +376,13 @@ def select_sources(affinity: xr.DataArray, budget: int) -> xr.DataArray:
     n_sources, n_targets = values.shape
     assign = sparse.eye_array(n_sources * n_targets)  # one 0-1 variable per (source, target), after one per source
     label = sparse.kron(sparse.eye_array(n_sources), np.ones((n_targets, 1)))
+    each = sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets))
+    nothing = sparse.csr_array((n_targets, n_sources))
     own = [(sources.index(target), column) for column, target in enumerate(targets) if target in sources]
     own_label = sparse.csr_array(np.array([[row == source for row in range(n_sources)] for source, _ in own], float))
     constraints = [
-        optimize.LinearConstraint(  # a source that is used is labelled
-            sparse.hstack([-label, assign]), ub=0
-        ),
-        optimize.LinearConstraint(  # one source for each target
-            sparse.hstack(
-                [
-                    sparse.csr_array((n_targets, n_sources)),
-                    sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets)),
-                ]
-            ),
-            lb=1,
-            ub=1,
-        ),
+        optimize.LinearConstraint(sparse.hstack([-label, assign]), ub=0),  # a source that is used is labelled
+        optimize.LinearConstraint(sparse.hstack([nothing, each]), lb=1, ub=1),  # one source for each target
         optimize.LinearConstraint(np.r_[np.ones(n_sources), np.zeros(n_sources * n_targets)], ub=budget),
     ]
     if own:  # a labelled target keeps its own network
@@ -453,12 +430,10 @@ def losses(seed: int, folder: str | Path = DATA / "bank") -> xr.Dataset:
 
     Raises
     ------
-    TypeError
-        A seed that is no whole number.
+    TypeError, ValueError
+        A seed that is no whole number from 0, or a damaged file.
     FileNotFoundError
         That bank has not been made; the message gives the command.
-    ValueError
-        A negative seed, or a damaged file; the message names it.
 
     Examples
     --------
@@ -516,12 +491,8 @@ def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank")
 
     Raises
     ------
-    TypeError
-        A seed that is no whole number.
-    ValueError
+    TypeError, ValueError, FileNotFoundError
         No such oracle, a seed given for ``"taskonomy"``, or as for `losses`.
-    FileNotFoundError
-        That bank has not been made; the message gives the command.
 
     Examples
     --------
