@@ -16,7 +16,8 @@ from support import book, notebook
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = yaml.safe_load((ROOT / "notebooks" / "profiles.yml").read_text())
-MOST_LINES = 200
+MOST_VISIBLE_LINES = 15
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -210,9 +211,26 @@ def test_opening_and_closing(path):
     assert headings[-3:] == ["Exercises", "Summary", "What comes next"]
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if "glue" not in path.read_text()], ids=lambda p: p.stem)
+def test_visible_cells_are_short(path):
+    for number, cell in enumerate(read(path, "code")):
+        if not FOLDED & set(cell["tags"]):
+            lines = [line for line in cell["source"].splitlines() if line.strip()]
+            assert len(lines) <= MOST_VISIBLE_LINES, f"code cell {number} shows {len(lines)} lines"
+
+
 @every_notebook
-def test_length(path):
+def test_tables_are_numbered_in_their_order(path):
+    numbers = []
+    for cell in read(path, "code"):
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "notebook.table":
+                numbers.append(re.match(r"f?['\"]Table (\d+\.\d+)\.", ast.unparse(node.args[1]))[1])
+    assert numbers == [f"{int(path.stem[:2])}.{k}" for k in range(1, len(numbers) + 1)]
+
+
+@every_notebook
+def test_there_is_more_prose_than_code(path):
     lines = [line for cell in read(path, "code") for line in cell["source"].splitlines() if line.strip()]
-    assert len(lines) <= MOST_LINES
     words = len(prose(path).split())
     assert words > sum(len(line.split()) for line in lines), "more code than prose"
