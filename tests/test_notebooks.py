@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from support import book, notebook
+from support.bank import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -242,3 +243,12 @@ def test_there_is_more_prose_than_code(path):
     sources = [cell["source"] for cell in read(path, "code") if "remove-input" not in cell["tags"]]
     words = len(prose(path).split()) + sum(len(text.split()) for text in said(path))
     assert words > sum(len(source.split()) for source in sources), "more code than prose"
+
+
+def test_glossary_explains_every_task_once():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "book" / "glossary.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted((task.name, task.group) for task in tasks.TASKS.values())
+
+
+def test_first_page_has_a_place_for_the_findings():
+    assert (ROOT / "book" / "intro.md").read_text().count(notebook.FINDINGS_HERE) == 1
