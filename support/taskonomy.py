@@ -6,7 +6,6 @@ Representations Improve Generalization and Sample Efficiency for Learning Visuom
 """
 
 import argparse
-import difflib
 import functools
 import getpass
 import hashlib
@@ -23,7 +22,10 @@ import requests
 import torch
 from torch import nn
 
-from support import wheels
+from support.bank.tasks import TASKS
+from support.encoder import Encoder
+from support.sources import shared
+from support.sources.weights import n_values, read_tensors
 
 SIZE = 256  # pixels along a side of the images
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1]
@@ -131,12 +133,7 @@ def location(task):
     """
     known = published().index
     if task not in known:
-        near = difflib.get_close_matches(str(task), known, 1, cutoff=0.4)
-        raise ValueError(
-            f"unknown task {task!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Taskonomy's encoders are {', '.join(known)}"
-        )
+        raise ValueError(f"unknown task {task!r}{shared.near(task, known)} Taskonomy's encoders are {', '.join(known)}")
     folder = os.environ.get("TASKONOMY_FOLDER") or pooch.os_cache("transferability-from-attribution-maps") / "taskonomy"
     return Path(folder).expanduser().absolute() / published().loc[task, "file"]
 
@@ -197,7 +194,7 @@ def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
 
 
 def _checked(path, url, sha256):
-    found = wheels.sha256(path)
+    found = shared.sha256(path)
     if found != sha256:
         raise ValueError(
             f"{path} has SHA-256 {found}, expected {sha256}: another file, or a damaged one; delete it and it is "
@@ -210,6 +207,44 @@ def _alone_in(folder):
     """Lock of a user's downloads into a folder; the system lets go of it when its process is killed."""
     name = hashlib.sha256(f"{getpass.getuser()} {folder}".encode()).hexdigest()[:16]
     return filelock.FileLock(Path(tempfile.gettempdir()) / f"taskonomy-{name}.lock")
+
+
+def names():
+    """Names of the encoders, each with its task and its backbone, in the order of the task banks.
+
+    Returns
+    -------
+    dict of str to (str, str)
+
+    Examples
+    --------
+    >>> names()["edge3d"]
+    ('edge3d', 'ResNet-50')
+    """
+    return {task: (task, "ResNet-50") for task in TASKS}
+
+
+def how(name, seed=None):
+    """Command that makes an encoder loadable without waiting for it.
+
+    Parameters
+    ----------
+    name : str
+        From `names`.
+    seed : int, optional
+        Not used.
+
+    Returns
+    -------
+    str
+        Empty when its weights are there.
+
+    Examples
+    --------
+    >>> how("edge3d") in ("", "python -m support.taskonomy edge3d")
+    True
+    """
+    return "" if location(name).is_file() else f"python -m support.taskonomy {name}"
 
 
 def fetch(task, progress=True):
@@ -304,17 +339,7 @@ def load(path, n_channels=3):
         A damaged file, anything else than tensors and plain values, no ``"state_dict"``, other names, shapes or types,
         or values that are not finite.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever its reader stumbles over
-        raise ValueError(
-            f"{path} is damaged, or holds other objects than tensors and plain values, which could run code: not loaded"
-        ) from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ValueError(f"{path} is not a published encoder: expected a dictionary with the tensors as 'state_dict'")
+    state = read_tensors(path)
     with torch.device("meta"):
         network = ResNet50(int(n_channels))
     counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
@@ -376,7 +401,7 @@ def encoder(task, weights="published", seed=0, size=SIZE):
 
     Returns
     -------
-    support.zoo.Encoder
+    Encoder
         Its name is the task. The representation is (image, 8, 16, 16), after ReLU; of smaller inputs a sixteenth of
         their size. Its inputs are the colours in [−1, 1], or for colorization the lightness L* of CIELAB, from [0, 100]
         to [−1, 1], as in the configuration that Taskonomy's authors trained it with.
@@ -388,8 +413,6 @@ def encoder(task, weights="published", seed=0, size=SIZE):
     ValueError
         An unknown task, other `weights`, a `size` out of range, or a file that is not the published one.
     """
-    from support.zoo import Encoder  # which itself imports this module
-
     if size % 16 or not 32 <= size <= SIZE:
         raise ValueError(f"size is {size}, expected a multiple of 16 from 32 to {SIZE}")
     target = location(task)
@@ -406,7 +429,7 @@ def encoder(task, weights="published", seed=0, size=SIZE):
         card["trained_on"] = f"nothing: random weights of seed {seed}"
     else:
         raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
-    card["parameters"] = sum(value.numel() for value in network.state_dict().values() if value.is_floating_point())
+    card["parameters"] = n_values(network)
     card["representation"] = f"The encoder's output: 8 feature maps of {size // 16} × {size // 16} units, after ReLU."
     return Encoder(
         task,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from support import claims, evaluation, loaders, oracle, ranking, zoo
+from support import claims, evaluation, oracle, ranking, zoo
 from support.ranking import Interval, Mantel
 
 NAMES = list("abcdefgh")
@@ -254,7 +254,7 @@ def test_the_second_group_is_that_of_section_4_1():
     assert (group[["reference", "download", "licence"]] != "").all(axis=None)
     for network, row in group.iterrows():
         scheme, _, name = row["load"].partition(":")
-        assert row["load"] == "" or scheme in loaders.SCHEMES and name, network
+        assert row["load"] == "" or scheme in zoo.SOURCES and name, network
         assert (row["load"] == "") == row["download"].startswith("none known"), network
         if scheme in ("onnx", "python"):
             assert name.startswith("FILE") and "not tried here" in row["differs"], network
