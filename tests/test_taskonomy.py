@@ -429,13 +429,14 @@ def state_of(task, change=None):
         if value.ndim < 4:
             low, high = (0.5, 1.5) if key.endswith(("weight", "running_var")) else (-0.1, 0.1)
             if key == "compress_bn.bias":
-                low, high = 2, 3  # so that some unit is not zero, however small the image
+                low, high = 2, 3
             state[key] = torch.empty(value.shape).uniform_(low, high, generator=generator).to(value.dtype)
         else:
             n_out, n_in, height, width = value.shape
             strides = (1, 3, 7, 11)
             length = 1 + sum(stride * (size - 1) for stride, size in zip(strides, value.shape, strict=True))
-            row = torch.randn(length, generator=generator) * (2 / (n_in * height * width)) ** 0.5
+            scale = 1e-3 if key == "compress1.weight" else 1  # beside its shift, so that no unit is always zero
+            row = torch.randn(length, generator=generator) * scale * (2 / (n_in * height * width)) ** 0.5
             state[key] = row.as_strided(value.shape, strides)
     return {"state_dict": state | (change or {})}
 
