@@ -183,7 +183,7 @@ def _state(root, profile, plan, only):
 
 
 def _plan_of_the_original(parameters):
-    from support import original
+    from support.chapters import original
 
     return original.plan(
         parameters["n_encoders"],

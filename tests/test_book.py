@@ -187,7 +187,7 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
 
 
 def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
-    from support import original
+    from support.chapters import original
 
     monkeypatch.setattr(original, "plan", lambda *numbers, **options: f"{numbers[:2]} {options}")
     book.main(["--profile", "paper", "--dry-run", "-p", "weights", "random", "--only", "14_reproduce_the_original"])
