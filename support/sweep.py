@@ -45,22 +45,24 @@ def sweep(text: str, profile: str, root: Path = ROOT, *, given=None, only=None, 
             "--sweep method=saliency,epsilon_lrp"
         )
     folder = folder_of(root, profile) / "sweep"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = {}
-    for number, value in enumerate(values, start=1):
-        given = (given or {}) | {name: value}
-        plan = read_profiles(root, profile, given, file)
+    todo = {}
+    for value in values:
+        changed = (given or {}) | {name: value}
+        plan = read_profiles(root, profile, changed, file)
         notebook = next((path for path in plan if path.stem == only[0]), None)
         if notebook is None or name not in plan[notebook]:
             raise BookError(f"there is no notebook {only[0]!r} with a parameter {name!r}: --list shows what there is")
-        parameters = plan[notebook]
-        if "results" not in given:
-            parameters.pop("results", None)
+        if "results" not in changed:
+            plan[notebook].pop("results", None)
+        todo[f"{name} = {value}"] = plan[notebook], command(profile, notebook.stem, changed, file)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    for number, (title, (parameters, again)) in enumerate(todo.items(), start=1):
         key = keys(root, {notebook: parameters})[notebook]
-        output = runs[f"{name} = {value}"] = folder / f"{key}.ipynb"
+        output = runs[title] = folder / f"{key}.ipynb"
         if force or finished(output).get("key") != key:
-            print(f"[{number}/{len(values)}] {notebook.stem} with {name} = {value} runs now", flush=True)
-            execute(notebook, output, parameters, key, root, strict, command(profile, notebook.stem, given, file))
+            print(f"[{number}/{len(todo)}] {notebook.stem} with {title} runs now", flush=True)
+            execute(notebook, output, parameters, key, root, strict, again)
     for path in set(folder.glob("*.ipynb")) - set(runs.values()):
         path.unlink()
         path.with_suffix(".json").unlink(missing_ok=True)
