@@ -190,7 +190,8 @@ def read_profiles(root: Path, profile: str, given: dict | None = None, file: Pat
     stems = [notebook.stem for notebook in notebooks]
     for name in asked.keys() - set(stems):
         raise BookError(f"{lines[profile, name]}: there is no notebook {name!r}{closest(name, stems)}")
-    plan, everything = {}, {}
+    plan: dict[Path, dict] = {}
+    everything: dict[str, Parameter] = {}
     for notebook in notebooks:
         declared = _declared(notebook)
         everything |= declared

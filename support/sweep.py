@@ -7,25 +7,39 @@ import re
 import shutil
 from pathlib import Path
 
-from support.book import ROOT, command, execute, finished, keys, render, value_of
+from support.pages import render
 from support.profiles import BookError, folder_of, read_profiles
+from support.runner import ROOT, command, execute, finished, keys
 
 KINDS = ("image/png", "text/html", "text/markdown", "text/plain")
 
 
-def sweep(text: str, profile: str, root: Path = ROOT, *, given=None, only=None, file=None, force=False, strict=False):
+def sweep(
+    name: str,
+    values: list,
+    profile: str,
+    root: Path = ROOT,
+    *,
+    given=None,
+    only=None,
+    file=None,
+    force=False,
+    strict=False,
+) -> Path:
     """Run a notebook once for each value of a parameter, and put what the runs displayed into one page.
 
     Each run stands alone: what other notebooks left in the profile's folder is not read.
 
     Parameters
     ----------
-    text : str
-        ``"name=value,value,…"``.
+    name : str
+        Of the parameter.
+    values : list of int, float, bool or str
+        Two or more; one that stands twice is run once.
     profile, root, given, file, force, strict
-        As for `support.book.run`.
+        As for `support.runner.run`.
     only : sequence of str
-        The notebook's stem.
+        The notebook's stem, alone.
 
     Returns
     -------
@@ -37,8 +51,7 @@ def sweep(text: str, profile: str, root: Path = ROOT, *, given=None, only=None, 
     BookError
         Not one notebook, not a parameter and its values, or a run failed.
     """
-    name, _, values = text.partition("=")
-    values = list(dict.fromkeys(value_of(value) for value in values.split(",") if value))
+    values = list(dict.fromkeys(values))
     if len(only or ()) != 1 or len(values) < 2:
         raise BookError(
             "a sweep needs one notebook and at least two values, as in --only 03_attribution_maps "
@@ -49,9 +62,10 @@ def sweep(text: str, profile: str, root: Path = ROOT, *, given=None, only=None, 
     for value in values:
         changed = (given or {}) | {name: value}
         plan = read_profiles(root, profile, changed, file)
-        notebook = next((path for path in plan if path.stem == only[0]), None)
-        if notebook is None or name not in plan[notebook]:
+        named = [path for path in plan if path.stem == only[0] and name in plan[path]]
+        if not named:
             raise BookError(f"there is no notebook {only[0]!r} with a parameter {name!r}: --list shows what there is")
+        (notebook,) = named
         if "results" not in changed:
             plan[notebook].pop("results", None)
         todo[f"{name} = {value}"] = plan[notebook], command(profile, notebook.stem, changed, file)

@@ -12,7 +12,9 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from support import book, notebook
+from support import book, notebook, profiles, runner
+from support.chapters import original
+from support.pages import assemble, build
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'method = "saliency"  # saliency or epsilon_lrp\nn_images = 4  # how many\nscale = 0.5  # of the map\n'
@@ -129,25 +131,25 @@ def test_given_parameters_go_to_the_notebooks_that_have_them(root):
     write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
     write_notebook(root / "notebooks" / "02_two.ipynb", "print(number)", parameters="number = 1  # a number\n")
     write_profiles(root, "smoke: {01_one: {n_images: 2, scale: 1.5}}")
-    plan = book.read_profiles(root, "smoke", {"n_images": 7})
+    plan = profiles.read_profiles(root, "smoke", {"n_images": 7})
     assert list(plan.values()) == [{"n_images": 7, "scale": 1.5}, {}]
-    with pytest.raises(book.BookError, match="no notebook has a parameter 'n_image'; did you mean 'n_images'"):
-        book.read_profiles(root, "smoke", {"n_image": 7})
-    with pytest.raises(book.BookError, match="01_one: parameter 'n_images' must be an int"):
-        book.read_profiles(root, "smoke", {"n_images": "seven"})
+    with pytest.raises(profiles.BookError, match="no notebook has a parameter 'n_image'; did you mean 'n_images'"):
+        profiles.read_profiles(root, "smoke", {"n_image": 7})
+    with pytest.raises(profiles.BookError, match="01_one: parameter 'n_images' must be an int"):
+        profiles.read_profiles(root, "smoke", {"n_images": "seven"})
 
 
 def test_some_notebooks_only(root):
     for name in ("01_one", "02_two"):
         write_notebook(root / "notebooks" / f"{name}.ipynb", "print(n_images)")
     write_profiles(root, "smoke: {}")
-    assert book.run("smoke", root, only=["02_two"], given={"n_images": 5}) == ["02_two"]
+    assert runner.run("smoke", root, only=["02_two"], given={"n_images": 5}) == ["02_two"]
     printed = nbformat.read(root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs
     assert printed[0].text == "5\n"
-    assert "02_two: nothing changed (n_images = 5)" in book.dry_run("smoke", root, {"n_images": 5}, ["02_two"])
-    assert book.run("smoke", root, given={"n_images": 5}) == ["01_one"]
-    with pytest.raises(book.BookError, match="unknown notebook '03_three'; there are: 01_one, 02_two"):
-        book.run("smoke", root, only=["03_three"])
+    assert "02_two: nothing changed (n_images = 5)" in runner.dry_run("smoke", root, {"n_images": 5}, ["02_two"])
+    assert runner.run("smoke", root, given={"n_images": 5}) == ["01_one"]
+    with pytest.raises(profiles.BookError, match="unknown notebook '03_three'; there are: 01_one, 02_two"):
+        runner.run("smoke", root, only=["03_three"])
 
 
 def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
@@ -155,8 +157,8 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
     write_notebook(root / "notebooks" / "02_two.ipynb", "raise SystemExit")
     write_profiles(root, "smoke: {02_two: {n_images: 9}}")
     asked = []
-    monkeypatch.setattr(book, "PLANS", {"02_two": lambda parameters: asked.append(parameters) or "hours\nbytes"})
-    said = book.dry_run("smoke", root, given={"scale": 3.0})
+    monkeypatch.setattr(runner, "PLANS", {"02_two": lambda parameters: asked.append(parameters) or "hours\nbytes"})
+    said = runner.dry_run("smoke", root, given={"scale": 3.0})
     assert said.splitlines() == [
         "01_one: to be run (scale = 3.0)",
         "02_two: to be run (n_images = 9, scale = 3.0)",
@@ -168,8 +170,6 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
 
 
 def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
-    from support.chapters import original
-
     monkeypatch.setattr(original, "plan", lambda *numbers, **options: f"{numbers[:2]} {options}")
     book.main(["--profile", "paper", "--dry-run", "-p", "weights", "random", "--only", "14_reproduce_the_original"])
     said = capsys.readouterr().out
@@ -185,8 +185,8 @@ def test_values_from_the_command_line():
 
 def test_repository_without_notebooks(root):
     write_profiles(root, "smoke: {}")
-    with pytest.raises(book.BookError, match="no notebooks"):
-        book.run("smoke", root)
+    with pytest.raises(profiles.BookError, match="no notebooks"):
+        runner.run("smoke", root)
 
 
 def test_command_line_ends_in_one_message():
@@ -211,7 +211,7 @@ def test_keys_change_with_what_a_notebook_depends_on(root):
     write_profiles(root, "smoke: {}")
 
     def keys():
-        return {path.stem: key for path, key in book.keys(root, book.read_profiles(root, "smoke")).items()}
+        return {path.stem: key for path, key in runner.keys(root, profiles.read_profiles(root, "smoke")).items()}
 
     def changed():
         before, keys_now = changed.before, keys()
@@ -246,13 +246,13 @@ def test_second_run_runs_nothing_and_a_change_only_what_it_concerns(root, capsys
     write_notebook(root / "notebooks" / "01_one.ipynb", leave, parameters=with_results)
     write_notebook(root / "notebooks" / "02_two.ipynb", "print(n_images)")
     write_profiles(root, "smoke: {01_one: {n_images: 3}}")
-    assert book.run("smoke", root) == ["01_one", "02_two"]
+    assert runner.run("smoke", root) == ["01_one", "02_two"]
     folder = root / "book" / "_build" / "smoke"
     assert (folder / "results" / "left.txt").read_text() == "3"
-    assert book.run("smoke", root) == []
+    assert runner.run("smoke", root) == []
     assert capsys.readouterr().out.count("nothing changed") == 2
     write_profiles(root, "smoke: {01_one: {n_images: 3}, 02_two: {n_images: 9}}")
-    assert book.run("smoke", root) == ["02_two"]
+    assert runner.run("smoke", root) == ["02_two"]
     printed = nbformat.read(folder / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs[0].text
     assert printed == "9\n"
 
@@ -262,8 +262,8 @@ def test_failing_notebook(root):
     write_notebook(root / "notebooks" / "01_one.ipynb", "print('fine')")
     write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1", "raise KeyError('no such model')", "after = 2")
     write_profiles(root, "smoke: {}")
-    with pytest.raises(book.BookError) as failed:
-        book.run("smoke", root)
+    with pytest.raises(profiles.BookError) as failed:
+        runner.run("smoke", root)
     copy = root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb"
     assert str(failed.value).startswith(
         f"02_two failed. The partly executed copy: {copy}\ncell [4]:\n    raise KeyError"
@@ -273,7 +273,7 @@ def test_failing_notebook(root):
     assert str(failed.value).splitlines()[-1] == again
     assert "Traceback" not in str(failed.value) and copy.is_file()
     write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1")
-    assert book.run("smoke", root) == ["02_two"]
+    assert runner.run("smoke", root) == ["02_two"]
 
 
 DAMAGES = {
@@ -301,14 +301,14 @@ def test_a_damaged_record_or_copy_is_made_again(root, damage, monkeypatch):
         Path(output).write_text(Path(notebook).read_text())
 
     monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
-    book.run("smoke", root)
+    runner.run("smoke", root)
     for name in ("01_one.ipynb", "01_one.json"):
         path = root / "book" / "_build" / "smoke" / "notebooks" / name
         for force, ran in ((False, ["01_one"]), (True, ["01_one", "02_two"])):
             DAMAGES[damage](path)
-            assert "01_one: to be run" in book.dry_run("smoke", root)
-            assert book.run("smoke", root, force=force) == ran
-            assert book.run("smoke", root) == []
+            assert "01_one: to be run" in runner.dry_run("smoke", root)
+            assert runner.run("smoke", root, force=force) == ran
+            assert runner.run("smoke", root) == []
 
 
 def test_progress_of_a_run(root, capsys, monkeypatch):
@@ -321,14 +321,14 @@ def test_progress_of_a_run(root, capsys, monkeypatch):
         Path(output).write_text(Path(notebook).read_text())
 
     monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
-    book.run("smoke", root)
+    runner.run("smoke", root)
     assert capsys.readouterr().out.splitlines()[0] == "[1/3] 01_chapter runs now; 0 done, 3 to do"
     for number, seconds in ((1, 60.0), (2, 120.0), (3, 240.0)):
         path = root / "book" / "_build" / "smoke" / "notebooks" / f"0{number}_chapter.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
     write_notebook(root / "notebooks" / "02_chapter.ipynb", "print(scale)")
     (root / "requirements.lock").write_text("torch==2.13.1\n")
-    book.run("smoke", root)
+    runner.run("smoke", root)
     assert capsys.readouterr().out.splitlines() == [
         "[1/3] 01_chapter runs now; 0 done, 3 to do, about 7 min left",
         "[1/3] 01_chapter: 0 s",
@@ -340,7 +340,7 @@ def test_progress_of_a_run(root, capsys, monkeypatch):
 
 
 def test_the_command_that_runs_a_chapter_again_has_its_parameters(tmp_path):
-    words = shlex.split(book.command("mine", "02_two", {"probe": "folder:/a b", "keep": True}, tmp_path / "my.yml"))
+    words = shlex.split(runner.command("mine", "02_two", {"probe": "folder:/a b", "keep": True}, tmp_path / "my.yml"))
     assert words[:3] == [sys.executable, "-m", "support.book"]
     assert words[3:7] == ["--profile", "mine", "--profiles", str(tmp_path / "my.yml")]
     assert words[7:] == ["--only", "02_two", "-p", "probe", "folder:/a b", "-p", "keep", "True"]
@@ -349,9 +349,9 @@ def test_the_command_that_runs_a_chapter_again_has_its_parameters(tmp_path):
 def test_a_strict_run_stops_at_a_warning(root):
     write_notebook(root / "notebooks" / "01_one.ipynb", "import warnings\nwarnings.warn('a second look')")
     write_profiles(root, "smoke: {}")
-    with pytest.raises(book.BookError, match="UserWarning: a second look\nTo run it alone"):
-        book.run("smoke", root, strict=True)
-    assert book.run("smoke", root) == ["01_one"]
+    with pytest.raises(profiles.BookError, match="UserWarning: a second look\nTo run it alone"):
+        runner.run("smoke", root, strict=True)
+    assert runner.run("smoke", root) == ["01_one"]
 
 
 def test_two_processes_do_not_run_one_profile_at_once(root, monkeypatch, capsys):
@@ -401,9 +401,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def smoke():
     """Folder of the smoke book, built from this checkout with warnings as errors."""
-    book.run("smoke")
-    book.assemble("smoke")
-    return book.build("smoke").parent
+    runner.run("smoke")
+    assemble("smoke")
+    return build("smoke").parent
 
 
 @pytest.fixture(scope="module")
@@ -418,7 +418,7 @@ def test_smoke_book_has_every_chapter(pages):
 
 
 def test_second_smoke_run_runs_nothing(smoke):
-    assert book.run("smoke") == []
+    assert runner.run("smoke") == []
 
 
 def test_every_picture_exists_and_has_alternative_text(pages):
@@ -463,9 +463,9 @@ def test_warnings_are_errors(root):
     (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
     (root / "book" / "references.bib").write_text("")
     (root / "book" / "intro.md").write_text("# Title\n\nSee {numref}`no-such-figure`.\n")
-    book.assemble("smoke", root)
-    with pytest.raises(book.BookError, match=r"intro\.md.*WARNING.*no-such-figure"):
-        book.build("smoke", root)
+    assemble("smoke", root)
+    with pytest.raises(profiles.BookError, match=r"intro\.md.*WARNING.*no-such-figure"):
+        build("smoke", root)
     (root / "book" / "intro.md").write_text("# Title\n\nAll is well: $x^2$.\n")
-    book.assemble("smoke", root)
-    assert "All is well" in (book.build("smoke", root).parent / "intro.html").read_text()
+    assemble("smoke", root)
+    assert "All is well" in (build("smoke", root).parent / "intro.html").read_text()

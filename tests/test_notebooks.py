@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support import book, notebook
+from support import notebook, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -120,7 +120,7 @@ def test_table_of_contents_has_every_page():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profile_is_valid(profile):
-    plan = book.read_profiles(ROOT, profile)
+    plan = profiles.read_profiles(ROOT, profile)
     assert list(plan) == NOTEBOOKS
     for path, parameters in plan.items():
         expected = {"results"} if "results" in notebook.declared_parameters(path) else set()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from test_book import write_notebook, write_profiles
 
-from support import book, profiles
+from support import book, profiles, runner
+from support.pages import assemble, build
 from support.profiles import BookError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +22,8 @@ def root(tmp_path):
 
 def test_unknown_profile_names_the_known_ones(root):
     write_profiles(root, "smoke: {}\nbook: {}\n")
-    with pytest.raises(book.BookError, match="unknown profile 'smok'.*smoke, book"):
-        book.read_profiles(root, "smok")
+    with pytest.raises(BookError, match="unknown profile 'smok'.*smoke, book"):
+        profiles.read_profiles(root, "smok")
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,8 @@ def test_unknown_profile_names_the_known_ones(root):
 def test_mistakes_in_a_profile_are_found_before_anything_runs(root, text, said):
     write_notebook(root / "notebooks" / "01_one.ipynb", "raise SystemExit")
     write_profiles(root, text)
-    with pytest.raises(book.BookError, match=said):
-        book.run("smoke", root)
+    with pytest.raises(BookError, match=said):
+        runner.run("smoke", root)
 
 
 WRONG = {
@@ -120,7 +121,7 @@ def test_what_yaml_offers_still_works(root):
 def test_a_profile_stays_in_its_folder(root, name):
     with pytest.raises(BookError, match="is no name for a profile"):
         profiles.folder_of(root, name)
-    for function in (book.assemble, book.build):
+    for function in (assemble, build):
         with pytest.raises(BookError, match="is no name for a profile"):
             function(name, root)
     assert sorted(path.name for path in root.iterdir()) == ["notebooks", "requirements.lock"]
@@ -136,7 +137,7 @@ def test_names_of_profiles(root, name):
 def test_a_bad_name_in_a_file_is_named_with_its_line(root):
     write_profiles(root, "smoke: {}\n'../../../x': {}\n")
     with pytest.raises(BookError, match=r"profiles.yml, line 2: '../../../x' is no name for a profile"):
-        book.run("../../../x", root)
+        runner.run("../../../x", root)
     assert sorted(path.name for path in root.iterdir()) == ["notebooks", "requirements.lock"]
 
 
@@ -145,7 +146,7 @@ def test_profiles_of_the_reader_lie_anywhere(root, tmp_path_factory):
     mine = tmp_path_factory.mktemp("elsewhere") / "my profiles.yml"
     mine.write_text("mine: {01_one: {n_images: 9}}\nsmoke: {}\n")
     assert list(profiles.read_profiles(root, "mine", file=mine).values()) == [{"n_images": 9}]
-    assert "n_images = 9" in book.dry_run("mine", root, file=mine)
+    assert "n_images = 9" in runner.dry_run("mine", root, file=mine)
     with pytest.raises(BookError, match="line 2: the book has a profile 'smoke' already; choose another name"):
         profiles.read_profiles(root, "smoke", file=mine)
     with pytest.raises(BookError, match="unknown profile 'book'; the profiles in .*my profiles.yml are: mine, smoke"):

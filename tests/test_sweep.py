@@ -33,7 +33,7 @@ def root(tmp_path_factory):
 
 
 def test_page_shows_the_runs_side_by_side(root, capsys):
-    page = sweep("scale=0.5,1.5,1.5", "smoke", root, only=["01_one"]).with_name("sweep.html")
+    page = sweep("scale", [0.5, 1.5, 1.5], "smoke", root, only=["01_one"]).with_name("sweep.html")
     text = re.sub(r"\s+", " ", page.read_text())
     assert capsys.readouterr().out.count("runs now") == 2, "the same value is one run"
     assert text.count("<strong>scale = 0.5</strong>") == text.count("<strong>scale = 1.5</strong>") == 2
@@ -46,31 +46,35 @@ def test_page_shows_the_runs_side_by_side(root, capsys):
 
 
 def test_what_has_run_does_not_run_again_and_old_runs_go(root, capsys):
-    sweep("scale=1.5,2.5", "smoke", root, only=["01_one"])
+    sweep("scale", [1.5, 2.5], "smoke", root, only=["01_one"])
     assert capsys.readouterr().out.splitlines()[0] == "[2/2] 01_one with scale = 2.5 runs now"
     assert len(list((root / "book" / "_build" / "smoke" / "sweep").glob("*.ipynb"))) == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "only", "said"),
+    ("name", "values", "only", "said"),
     [
-        ("scale=1.5", ["01_one"], "at least two values"),
-        ("scale", ["01_one"], "at least two values"),
-        ("scale=1.5,2.5", None, "needs one notebook"),
-        ("scale=1.5,2.5", ["01_one", "02_two"], "needs one notebook"),
-        ("scale=1.5,2.5", ["02_two"], "no notebook '02_two' with a parameter 'scale'"),
-        ("scala=1.5,2.5", ["01_one"], "no notebook has a parameter 'scala'; did you mean 'scale'"),
-        ("scale=1.5,much", ["01_one"], "'scale' must be a float"),
+        ("scale", [1.5], ["01_one"], "at least two values"),
+        ("scale", [], ["01_one"], "at least two values"),
+        ("scale", [1.5, 2.5], None, "needs one notebook"),
+        ("scale", [1.5, 2.5], ["01_one", "02_two"], "needs one notebook"),
+        ("scale", [1.5, 2.5], ["02_two"], "no notebook '02_two' with a parameter 'scale'"),
+        ("scala", [1.5, 2.5], ["01_one"], "no notebook has a parameter 'scala'; did you mean 'scale'"),
+        ("scale", [1.5, "much"], ["01_one"], "'scale' must be a float"),
     ],
 )
-def test_a_wrong_sweep_runs_nothing(root, text, only, said, monkeypatch):
+def test_a_wrong_sweep_runs_nothing(root, name, values, only, said, monkeypatch):
     monkeypatch.setattr("support.sweep.execute", lambda *arguments: pytest.fail("it ran"))
     with pytest.raises(BookError, match=said):
-        sweep(text, "smoke", root, only=only, force=True)
+        sweep(name, values, "smoke", root, only=only, force=True)
 
 
 def test_command_line(root, monkeypatch, capsys):
+    asked = []
     monkeypatch.setattr(book, "ROOT", root)
-    monkeypatch.setattr("support.sweep.sweep", lambda text, profile, **_: root / text / profile)
-    book.main(["--profile", "smoke", "--only", "01_one", "--sweep", "scale=1.5,2.5"])
-    assert (root / "scale=1.5,2.5" / "smoke").as_uri() in capsys.readouterr().out
+    monkeypatch.setattr(book, "sweep", lambda *arguments, **_: asked.append(arguments) or root / "page.html")
+    for text in ("scale=1.5,2.5", "method=saliency,gradient", "scale"):
+        book.main(["--profile", "smoke", "--only", "01_one", "--sweep", text])
+    names = [("scale", [1.5, 2.5], "smoke"), ("method", ["saliency", "gradient"], "smoke"), ("scale", [], "smoke")]
+    assert asked == names
+    assert (root / "page.html").as_uri() in capsys.readouterr().out
