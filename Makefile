@@ -13,7 +13,7 @@ help:
 	@echo "make paper    the book with as many images as there are, and the paper's experiment with downloaded weights"
 	@echo "make bank     the task banks: three times rooms, networks and transfers; takes two hours, goes on where it stopped"
 	@echo "make bench    time and memory, side by side with what they are compared with; writes data/benchmarks.csv"
-	@echo "make lab      JupyterLab, in the browser"
+	@echo "make lab      JupyterLab, in the browser, on the introduction"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make format   let ruff lay out the Python files"
 	@echo "make lock     new requirements.lock from pyproject.toml"
@@ -43,7 +43,7 @@ test: install
 	@"$(BIN)/python" -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
 
 lab: install
-	@"$(BIN)/jupyter" lab notebooks
+	@"$(BIN)/jupyter" lab --LabApp.app_settings_dir=tools/lab --LabApp.default_url=/lab/tree/book/intro.md
 
 format: install
 	@"$(BIN)/ruff" check --fix .

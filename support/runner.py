@@ -14,8 +14,13 @@ from support.notebook import declared_parameters
 from support.profiles import BookError, folder_of, read_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
-# In the kernels of a strict run: a warning of ours, of NumPy or of the libraries of arrays is an error.
-WARNINGS_ARE_ERRORS = "error::UserWarning,error::FutureWarning,error::RuntimeWarning"
+# What the kernel of a strict run does before the first cell: warnings of the notebook, of this package and of libraries
+# of arrays are errors. Those inside other packages, which they may mend themselves, are not.
+STRICT = r"""import warnings
+for _kind in (UserWarning, FutureWarning, RuntimeWarning):
+    warnings.filterwarnings("error", "", _kind, r"(__main__|support|numpy|xarray|pandas|scipy|zarr|dask)(\.|$)")
+del warnings, _kind
+"""
 
 
 def keys(root: Path, plan: dict[Path, dict]) -> dict[Path, str]:
@@ -81,14 +86,12 @@ def finished(output: Path) -> dict:
 
 
 @contextlib.contextmanager
-def _kernel_environment(strict):
+def _kernel_environment():
     """Environment variables by which kernels are those of this Python and find this package; restored on exit."""
     before = dict(os.environ)
     try:
         os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")]))
-        if strict:
-            os.environ["PYTHONWARNINGS"] = WARNINGS_ARE_ERRORS
         yield
     finally:
         os.environ.clear()
@@ -132,7 +135,7 @@ def execute(notebook: Path, output: Path, parameters: dict, key: str, root: Path
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     start, said = time.perf_counter(), None
     try:
-        with _kernel_environment(strict):
+        with _kernel_environment():
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
@@ -140,7 +143,7 @@ def execute(notebook: Path, output: Path, parameters: dict, key: str, root: Path
                 kernel_name="python3",
                 cwd=str(root),
                 progress_bar=sys.stderr.isatty(),
-                extra_arguments=["--log-level=40"],  # the kernel's own errors, not its warnings
+                extra_arguments=["--log-level=40"] + [f"--IPKernelApp.exec_lines={STRICT}"] * strict,  # its errors only
             )
     except PapermillExecutionError as error:
         first = error.source.strip().splitlines()

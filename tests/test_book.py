@@ -346,12 +346,37 @@ def test_the_command_that_runs_a_chapter_again_has_its_parameters(tmp_path):
     assert words[7:] == ["--only", "02_two", "-p", "probe", "folder:/a b", "-p", "keep", "True"]
 
 
-def test_a_strict_run_stops_at_a_warning(root):
-    write_notebook(root / "notebooks" / "01_one.ipynb", "import warnings\nwarnings.warn('a second look')")
+FUTURE = """import xarray as xr
+import numpy as np
+def called():
+    from xarray.core.utils import emit_user_level_warning
+    emit_user_level_warning("this will change", FutureWarning)
+called()"""
+OTHERS = """import sys, types, warnings
+other = types.ModuleType("some_other_package")
+exec("import warnings\\ndef f(): warnings.warn('an old habit')", other.__dict__)
+other.f()
+warnings.warn("deprecated", DeprecationWarning)"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import warnings\nwarnings.warn('a second look')", "UserWarning: a second look"),
+        ("import numpy as np\nnp.log(np.zeros(3))", "RuntimeWarning: divide by zero"),
+        ("import numpy as np\nnp.nanmean([np.nan])", "RuntimeWarning: Mean of empty slice"),
+        (FUTURE, "FutureWarning: this will change"),
+        (OTHERS, None),
+        ("assert 'warnings' not in globals() and '_kind' not in globals()", None),
+    ],
+)
+def test_a_strict_run_stops_at_warnings_of_ours_and_of_arrays(root, code, said):
+    write_notebook(root / "notebooks" / "01_one.ipynb", code)
     write_profiles(root, "smoke: {}")
-    with pytest.raises(profiles.BookError, match="UserWarning: a second look\nTo run it alone"):
-        runner.run("smoke", root, strict=True)
-    assert runner.run("smoke", root) == ["01_one"]
+    if said:
+        with pytest.raises(profiles.BookError, match=f"{said}.*\nTo run it alone"):
+            runner.run("smoke", root, strict=True)
+    assert runner.run("smoke", root, strict=not said) == ["01_one"]
 
 
 def test_two_processes_do_not_run_one_profile_at_once(root, monkeypatch, capsys):
