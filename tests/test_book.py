@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -402,15 +403,27 @@ def test_full_disk_ends_in_one_message(root, monkeypatch):
 
 
 class Page(HTMLParser):
-    """Pictures, loaded resources, links and anchors of one page."""
+    """Pictures, loaded resources, links, anchors and the words of one page, code and formulas left out."""
 
     def __init__(self, path):
         super().__init__()
         self.pictures, self.resources, self.links, self.anchors = [], [], [], set()
+        self.words, self.unread = [], []  # tags that are open and hold no words
         self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_data(self, data):
+        if not self.unread:
+            self.words.append(data)
+
+    def handle_endtag(self, tag):
+        if tag in self.unread:
+            del self.unread[len(self.unread) - 1 - self.unread[::-1].index(tag) :]
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
+        is_formula = "math" in attributes.get("class", "").split()
+        if (self.unread and tag == self.unread[-1]) or tag in ("pre", "code", "script", "style", "title") or is_formula:
+            self.unread.append(tag)
         if "id" in attributes:
             self.anchors.add(attributes["id"])
         if tag == "img":
@@ -423,10 +436,48 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
 
 
+RAW = {
+    "a role": r"\{[a-z][\w:-]*\}",
+    "a fence": r":::|```|~~~",
+    "a backtick": r"`",
+    "bold or a link": r"\*\*|\]\(",
+    "a formula": r"\$\$|\\\(|\$[^$\s][^$]*\$",
+    "a directive's option": r"^:[a-z-]+: ",
+}
+
+
+def raw_markup(page):
+    """Markup that a page shows instead of what it means: kind and surroundings."""
+    text = "".join(page.words)
+    found = [(kind, match) for kind, pattern in RAW.items() for match in re.finditer(pattern, text, re.MULTILINE)]
+    return [(kind, text[max(0, match.start() - 40) : match.end() + 40]) for kind, match in found]
+
+
+@pytest.mark.parametrize(
+    ("html", "kinds"),
+    [
+        ("<p>All is <code>`well`</code> <pre>```{note}</pre> <span class='math notranslate'>\\(x\\)</span>.</p>", []),
+        ("<pre>one <span>`a`</span> two</pre><p>well</p>", []),
+        ("<p>Of {glue:text}`x` the</p>", ["a backtick", "a role"]),
+        ("<p>See {numref}fig</p>", ["a role"]),
+        ("<code>x</code> is `y", ["a backtick"]),
+        ("<p>:::</p>", ["a fence"]),
+        ("<p>**0.26**, of</p>", ["bold or a link"]),
+        ("<p>[text](page)</p>", ["bold or a link"]),
+        ("<p>It is $x^2$ here</p>", ["a formula"]),
+        ("<p>It costs $5.</p>", []),
+        ("<p>:class: tip</p>", ["a directive's option"]),
+    ],
+)
+def test_raw_markup_is_found(tmp_path, html, kinds):
+    (tmp_path / "page.html").write_text(html)
+    assert sorted({kind for kind, _ in raw_markup(Page(tmp_path / "page.html"))}) == kinds
+
+
 @pytest.fixture(scope="module")
 def smoke():
-    """Folder of the smoke book, built from this checkout with warnings as errors."""
-    runner.run("smoke")
+    """Folder of the smoke book, run and built from this checkout with warnings as errors."""
+    runner.run("smoke", strict=True)
     assemble("smoke")
     return build("smoke").parent
 
@@ -434,6 +485,31 @@ def smoke():
 @pytest.fixture(scope="module")
 def pages(smoke):
     return {path: Page(path) for path in smoke.glob("*.html")}
+
+
+def test_no_page_shows_raw_markup(pages):
+    found = {path.name: raw_markup(page) for path, page in pages.items()}
+    assert {name: raw for name, raw in found.items() if raw} == {}
+
+
+def printed(cell):
+    """What a cell prints, or the text of its value, however it is cut into pieces."""
+    parts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell["outputs"]]
+    return "".join("".join(part) for part in parts).strip()
+
+
+def test_outputs_that_must_not_change(smoke):
+    """The cells tagged nbval-check-output print in the smoke book what the notebooks keep."""
+    count = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        kept = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        made = json.loads((smoke.parent / "notebooks" / path.name).read_text(encoding="utf-8"))["cells"]
+        made = [cell for cell in made if "injected-parameters" not in cell["metadata"].get("tags", [])]
+        for cell, again in zip(kept, made, strict=True):
+            if "nbval-check-output" in cell["metadata"].get("tags", []):
+                assert printed(again) == printed(cell), f"{path.stem}: {''.join(cell['source'])}"
+                count += 1
+    assert count >= 10
 
 
 def test_smoke_book_has_every_chapter(pages):

@@ -100,7 +100,7 @@ def test_a_source_is_found_everywhere(images):
     with pytest.raises(ValueError, match="layer"):
         zoo.load("layr:5")
     zoo.SOURCES["layer"] = zoo.Source("untrained layers", names["layer"], lambda: {"5": ("none", "one layer")})
-    assert "layer:5" in zoo.available().index
+    assert "layer:5" in zoo.available().name.to_list()
 
 
 def test_an_oracle_is_found_everywhere():
