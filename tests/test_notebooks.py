@@ -74,17 +74,51 @@ def test_every_parameter_is_read(path):
 
 
 @every_notebook
-def test_unknown_parameter_stops_papermill(path, tmp_path):
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", str(path), "out.ipynb"]
+def test_unknown_parameter_is_refused_with_all_known_ones(path):
+    """By what the cell after the parameters calls."""
+    declared = notebook.declared_parameters(path)
+    with pytest.raises(ValueError, match="unknown parameter 'n_imagse'") as refused:
+        notebook.compare({"n_imagse": 4}, declared)
+    for name, parameter in declared.items():
+        assert f"{name} = {parameter.default!r}  # {parameter.help}" in str(refused.value)
+
+
+def test_unknown_parameter_stops_papermill_in_any_folder(tmp_path):
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", str(NOTEBOOKS[0]), "out.ipynb"]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter")))
     result = subprocess.run(
         [*command, "-p", "n_imagse", "4"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.returncode != 0
-    said = result.stderr.rsplit("ValueError:", 1)[-1]
-    assert "unknown parameter 'n_imagse'" in said
-    for name, parameter in notebook.declared_parameters(path).items():
-        assert f"{name} = {parameter.default!r}" in said and parameter.help in said
+    assert "ValueError: unknown parameter 'n_imagse'; did you mean 'n_images'?" in result.stderr
+
+
+def test_a_chapter_runs_from_any_folder(tmp_path):
+    """With plain papermill, from a folder that is not the repository's, on a copy that lies elsewhere."""
+    path = tmp_path / "elsewhere" / NOTEBOOKS[0].name
+    path.parent.mkdir()
+    path.write_text(NOTEBOOKS[0].read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", str(path), "out.ipynb"]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter")))
+    result = subprocess.run(
+        [*command, "-p", "n_images", "3", "-p", "size", "64"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_no_chapter_names_a_place_by_the_folder_it_runs_in():
+    """No path in the code of a chapter begins at the working folder, but those that the reader gives."""
+    places = ("data/", "book/", "notebooks/", "support/", "tests/", "./", "../")
+    for path in NOTEBOOKS:
+        for cell in read(path, "code"):
+            for node in ast.walk(ast.parse(cell["source"])):
+                text = node.value if isinstance(node, ast.Constant) else ""
+                assert not (isinstance(text, str) and text.startswith(places)), f"{path.stem}: {text!r}"
 
 
 @every_notebook
