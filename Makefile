@@ -44,7 +44,7 @@ test: install
 	@"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 defaults: install
-	@"$(BIN)/python" -m pytest -p no:doctest --nbval-lax --nbval-current-env --nbval-cell-timeout=1200 notebooks
+	@"$(BIN)/python" -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1200 notebooks
 
 lab: install
 	@"$(BIN)/jupyter" lab --LabApp.app_settings_dir=tools/lab --LabApp.default_url=/lab/tree/book/intro.md
