@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.notebook import FINDINGS_HERE, findings
 from support.profiles import BookError, folder_of
 from support.runner import ROOT
 
@@ -24,7 +25,8 @@ def assemble(profile: str, root: Path = ROOT) -> Path:
     Returns
     -------
     Path
-        ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there.
+        ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there,
+        and the table of the notebooks' findings stands on the first page.
     """
     source = folder_of(root, profile) / "source"
     if source.is_dir():
@@ -38,6 +40,10 @@ def assemble(profile: str, root: Path = ROOT) -> Path:
                 tags.append("hide-input")
                 cell["metadata"]["mystnb"] = {"code_prompt_show": "Show the parameters of this run"}
         (source / notebook.name).write_text(json.dumps(content), encoding="utf-8")
+    first = source / "intro.md"
+    if first.is_file():
+        text = first.read_text(encoding="utf-8").replace(FINDINGS_HERE, findings(sorted(source.glob("*.ipynb"))))
+        first.write_text(text, encoding="utf-8")
     return source
 
 
