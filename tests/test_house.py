@@ -28,7 +28,7 @@ LAYERS = [
     "sources. networks loaders onnx_import taskonomy",
     "zoo",
     "methods passes cluster attribution",
-    "library space",
+    "library space pairs",
     "similarity predictivity",
     "oracle",
     "ranking supervised",
