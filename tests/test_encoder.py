@@ -95,7 +95,7 @@ def test_numbers_of_any_library_are_numbers():
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:7", 1.5])
 def test_other_devices_are_refused(device):
-    with pytest.raises(ValueError, match=f"mine: device {device!r} cannot be used here"):
+    with pytest.raises(ValueError, match=f"mine: device '{device}' cannot be used here"):
         made().to(device)
 
 
