@@ -478,9 +478,9 @@ class Encoder:
     def check(self) -> None:
         """Refuse a representation that attribution could do nothing with, or that would give wrong maps.
 
-        Two passes with random images, each with its gradient: one with two images, one with the first alone. A third
-        one where the network drew random numbers or changed its own state. An image alone has to give what it gives in
-        a batch to `TOLERANCE`, the same image the same bits.
+        Two passes with random images, each with its gradient: one with two images, one with the first alone, which has
+        to give what it gives in the batch, to `TOLERANCE`. A network that draws random numbers is refused; one that
+        changes its own state has to give the same bits in a third pass.
 
         Raises
         ------
