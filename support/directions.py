@@ -12,14 +12,16 @@ VALUES_AT_ONCE = 2**24  # values of maps held in memory by one step
 AXES = ("model", "image", "reference", "y", "x", "channel")
 
 
-def checked(maps: Any, channels: str) -> xr.DataArray:
+def checked(maps: Any, channels: str, distinct: bool = True) -> xr.DataArray:
     """Maps, not read yet, with their axes in the order of `AXES`; reference and channel may be missing.
+
+    Names along model must be there, and unless `distinct` is false none may occur twice.
 
     Raises
     ------
     TypeError, ValueError
-        No DataArray of real numbers, other axes, no model names or one that occurs twice, no map, no channels to keep,
-        or `channels` is neither "mean" nor "keep".
+        No DataArray of real numbers, other axes, wrong names, no map, no channels to keep, or `channels` is neither
+        "mean" nor "keep".
 
     Examples
     --------
@@ -43,7 +45,8 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
         raise ValueError(f"there is no map to compare: {dict(maps.sizes)}")
     if maps.dtype.kind not in "biuf":
         raise TypeError(f"the maps are of the type {maps.dtype}: real numbers are needed")
-    labels.named(maps, "maps", ["model"])
+    models = maps.model if distinct else maps.model.drop_duplicates("model")
+    labels.named(models, "maps", ["model"])
     return maps.transpose(*axes)
 
 

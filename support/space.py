@@ -105,7 +105,8 @@ def cosines(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     Parameters
     ----------
     maps, channels
-        As for `affinity`, which is the mean of what this returns.
+        As for `affinity`, which is the mean of what this returns. A model may occur twice here, for example beside
+        itself with its images shuffled; select such models by their places.
 
     Returns
     -------
@@ -123,7 +124,7 @@ def cosines(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     >>> cosines(maps).values.ravel().tolist()
     [1.0, 1.0]
     """
-    maps = directions.checked(maps, channels)
+    maps = directions.checked(maps, channels, distinct=False)
     images, values = zip(*_cosines(maps, channels), strict=True)
     coords = {"image": np.concatenate(images), "source": maps.model.values, "target": maps.model.values}
     return xr.DataArray(np.concatenate(values), coords, ("image", "source", "target"))

@@ -539,6 +539,10 @@ def test_maps_that_have_no_affinity_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             space.affinity(wrong)
+    twice = space.cosines(xr.concat([maps, maps.roll(image=1)], "model"))
+    np.testing.assert_array_equal(twice.values[:, :2, :2], space.cosines(maps))
+    with pytest.raises(ValueError, match="no names along model"):
+        space.cosines(maps.drop_vars("model"))
     for name in (3, None, ["a"]):
         with pytest.raises(TypeError, match="the name of a model is .*: give a text"):
             space.ModelSpace().insert(name, maps[0])
