@@ -16,11 +16,11 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from support import labels
+from support.bank import RANDOM
 
 DATA = Path(__file__).parents[1] / "data"
 CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
 RATES = (1e-6, 1 - 1e-6)  # win rates that `ahp` takes: so far inside (0, 1) that rounding harms no ratio of two
-RANDOM = "random"  # the encoder with random weights: measured like a source, never part of the oracle
 
 
 def win_rates(losses: xr.DataArray) -> xr.DataArray:
