@@ -1,6 +1,6 @@
 """Attribution maps as unit vectors, block by block: what the affinity of maps and the index of models share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def _rows(block: xr.DataArray, channels: str) -> np.ndarray:
     return points.reshape(*points.shape[:3], -1).transpose(1, 2, 0, 3)
 
 
-def unit(points: np.ndarray, models: Sequence[Any], images: Sequence[Any]) -> np.ndarray:
+def unit(points: np.ndarray, models: Any, images: Any) -> np.ndarray:
     """Divide every map of (image, reference, model, values) by its length, also where its squares have no float32.
 
     Raises
@@ -114,7 +114,7 @@ def unit(points: np.ndarray, models: Sequence[Any], images: Sequence[Any]) -> np
     return points
 
 
-def matrix(values: np.ndarray, models: Sequence[Any], name: str, channels: str) -> xr.DataArray:
+def matrix(values: np.ndarray, models: Any, name: str, channels: str) -> xr.DataArray:
     """Cosines of every two models as the labelled matrix that `space` and `library` return.
 
     Examples

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,8 @@ def chance(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     n_images = maps.sizes["image"]
     if n_images < 2:
         raise ValueError("chance needs maps of different images: at least two")
-    sums, same = 0, 0
+    sums: Any = 0
+    same: Any = 0
     for images, points in directions.blocks(maps, channels):
         points = directions.unit(points, maps.model.values, images)
         sums = sums + points.sum(0, dtype=np.float64)
