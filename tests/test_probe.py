@@ -411,6 +411,12 @@ def test_grey_with_transparency_is_laid_on_white(tmp_path):
     np.testing.assert_allclose(only_image(tmp_path), expected, atol=1.01 / 255)
 
 
+def test_of_a_jpeg_that_holds_several_pictures_the_first_is_taken(tmp_path):
+    first, second = (Image.fromarray(picture(seed)) for seed in (3, 4))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second], quality=98, subsampling=0)
+    np.testing.assert_allclose(only_image(tmp_path), picture(3) / 255, atol=0.03)
+
+
 # the stored pixels of an upright picture, for each value of the EXIF orientation
 STORED = {
     1: lambda upright: upright,
