@@ -243,7 +243,7 @@ class Encoder:
         except (RuntimeError, AssertionError, TypeError) as error:
             if "out of memory" in str(error):
                 raise
-            raise self._refused(f"device {device!r} cannot be used here: {_first_line(error)}") from error
+            raise self._refused(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
         self._device = device
         return self
 

@@ -7,6 +7,7 @@ functions, whenever they run. The text of every file is kept as it was read, and
 
 import ast
 import builtins
+import contextlib
 import hashlib
 import importlib
 import importlib.abc
@@ -56,8 +57,11 @@ def _again(package, files):
 
 
 def _forget(package):
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+    modules = {name: sys.modules[name] for name in list(sys.modules) if name.partition(".")[0] == package}
+    for name in modules:
         del sys.modules[name]
+    if package in _folders:
+        _folders[package].modules = modules
 
 
 class _Folder:
@@ -69,6 +73,7 @@ class _Folder:
         self.paths = list(paths)  # folders to look in, the file's own first; none where it was unpickled
         self.before = None  # sys.path before the file ran, while it runs
         self.sources = lambda: None
+        self.modules = {}  # its modules, once its `Sources` are gone; a network may still need them
         self.builtins = vars(builtins) | {"__import__": self._import}
         module = types.ModuleType(package)
         module.__path__ = []
@@ -118,8 +123,32 @@ class _Folder:
             for parts in [one.split(".") for one in wanted if one]:
                 all(self.look(".".join(parts[: count + 1])) for count in range(len(parts)))
 
+    def compiled(self, name, places=()):
+        """The specification of a compiled module, or None."""
+        spec = importlib.machinery.PathFinder.find_spec(name, places or [*map(str, (*self.paths, *self.added()))])
+        return spec if spec is not None and spec.loader is not None else None
+
+    def has(self, name):
+        return self.look(name) is not None or (name != "support" and self.compiled(name) is not None)
+
+    @contextlib.contextmanager
+    def here(self):
+        """While open, the modules can be imported."""
+        if self.package in sys.modules:
+            yield
+        else:
+            sys.modules.update(self.modules)
+            try:
+                yield
+            finally:
+                _forget(self.package)
+
     def _import(self, name, globals=None, locals=None, fromlist=(), level=0):
         """What `import` calls in the files of this folder."""
+        with self.here():
+            return self._imported(name, globals, locals, fromlist, level)
+
+    def _imported(self, name, globals, locals, fromlist, level):
         top = name.partition(".")[0]
         if level == 0 and top == "importlib" and (name == top or not fromlist):
             builtins.__import__(name)
@@ -128,7 +157,7 @@ class _Folder:
             return found
         asks = globals or {}
         is_itself = asks.get("__name__") == f"{self.package}.{name}" and "__path__" not in asks  # not what is meant
-        if level or is_itself or not self.look(top):
+        if level or is_itself or not self.has(top):
             return builtins.__import__(name, globals, locals, fromlist, level)
         if fromlist:
             return builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist, 0)
@@ -136,8 +165,9 @@ class _Folder:
         return sys.modules[f"{self.package}.{top}"]
 
     def _import_module(self, name, package=None):
-        is_beside = not name.startswith(".") and self.look(name.partition(".")[0])
-        return importlib.import_module(f"{self.package}.{name}" if is_beside else name, package)
+        is_beside = not name.startswith(".") and self.has(name.partition(".")[0])
+        with self.here():
+            return importlib.import_module(f"{self.package}.{name}" if is_beside else name, package)
 
 
 def _is_known(name):
@@ -157,9 +187,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if folder is None or not rest:
             return None
         file = folder.look(rest)
-        if file is None:  # compiled ones
-            places = path or [str(one) for one in (*folder.paths, *folder.added())]
-            return importlib.machinery.PathFinder.find_spec(name, places)
+        if file is None:
+            return folder.compiled(name, path)
         place, is_package, text = file
         spec = importlib.machinery.ModuleSpec(name, _Loader(folder, file), origin=place, is_package=is_package)
         spec.has_location = Path(place).suffix == ".py"
@@ -183,7 +212,7 @@ class _Loader(importlib.abc.InspectLoader):
         exec(compile(self.text, self.path, "exec", dont_inherit=True), vars(module))
 
 
-sys.meta_path.append(_Finder())
+sys.meta_path.insert(0, _Finder())  # before that which would find the files of packages too
 
 
 def call(path: Path, function: str) -> tuple[Any, Sources]:

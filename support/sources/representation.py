@@ -247,7 +247,7 @@ class Tap:
     ):
         modules = dict(network.named_modules())
         if layer not in modules:
-            raise shared.unknown(layer, [name for name in modules if name], "layer")
+            raise NotARepresentation(shared.unknown(layer, [name for name in modules if name], "layer"))
         self.network, self.layer, self.of, self.size, self.call = network, layer, of, size, call
         self.module = modules[layer]
 
@@ -271,10 +271,8 @@ class Tap:
             raise NotARepresentation(f"layer {self.layer!r} is not called when the network is")
         value = caught[self.call]
         if not torch.is_tensor(value):
-            kind = type(value).__name__
-            raise NotARepresentation(
-                f"layer {self.layer!r} makes a {kind}, expected one tensor: name a layer inside it"
-            )
+            what = f"a {type(value).__name__}, expected one tensor"
+            raise NotARepresentation(f"layer {self.layer!r} makes {what}: name a layer inside it")
         return orient(value, self.size)
 
 
@@ -429,10 +427,7 @@ class Trace:
     @staticmethod
     def _run_with_gradients(network, inputs):
         frozen = [value for value in network.parameters() if value.is_floating_point() and not value.requires_grad]
-        for are_seen in (
-            True,
-            False,
-        ):  # parameters, in the graph; a network that changes its own cannot have them there
+        for are_seen in (True, False):  # parameters, in the graph: not where the network changes its own
             try:
                 for value in frozen:
                     value.requires_grad_(are_seen)
