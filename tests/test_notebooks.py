@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = yaml.safe_load((ROOT / "notebooks" / "profiles.yml").read_text())
 MOST_VISIBLE_LINES = 15
+WIDEST = 86  # characters of a line that a page of 1280 pixels shows without a scroll bar
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -218,6 +219,7 @@ def test_visible_cells_are_short(path):
         if not FOLDED & set(cell["tags"]):
             lines = [line for line in cell["source"].splitlines() if line.strip()]
             assert len(lines) <= MOST_VISIBLE_LINES, f"code cell {number} shows {len(lines)} lines"
+            assert max(map(len, lines)) <= WIDEST, f"code cell {number} is cut at the right: {max(lines, key=len)}"
 
 
 @every_notebook
