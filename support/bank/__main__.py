@@ -1,6 +1,7 @@
 """Make a task bank, or say how good the banks are: ``python -m support.bank all --seed 0 --workers 2``."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -13,7 +14,8 @@ import torch
 from support import oracle, wheels
 from support.bank import tasks, training, transfers, work
 
-STAGES = ("render", "train", "transfer")
+STAGES = ("render", "train", "transfer", "crossed")
+BUDGET = "budget"
 
 
 def make(workshop, stages, workers):
@@ -22,15 +24,16 @@ def make(workshop, stages, workers):
     Parameters
     ----------
     workshop : work.Workshop
-    stages : sequence of {"render", "train", "transfer"}
-        In this order; each needs the one before.
+    stages : sequence of {"render", "train", "transfer", "crossed", "budget"}
+        In this order; each needs the one before. Only ``"budget"`` needs nothing but the finished encoders.
     workers : int
         Number of processes.
     """
-    work.sweep(workshop.folder)
+    does = {"render": _render, "train": _train, "transfer": _transfer, "crossed": _crossed, BUDGET: _budget}
+    work.sweep(workshop)
     for stage in stages:
         started = time.monotonic()
-        {"render": _render, "train": _train, "transfer": _transfer}[stage](workshop, workers)
+        does[stage](workshop, workers)
         print(f"{stage}, bank {workshop.seed}: {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -44,18 +47,43 @@ def _render(workshop, workers):
 
 
 def _train(workshop, workers):
-    names = [(name,) for name in training.sources(workshop)]
-    work.run(training.train, _missing(workshop, names, training.piece), workers, "encoders")
+    _fit(workshop, training.sources(workshop), workers)
     print(*(f"wrote {path}" for path in training.collect(workshop)), sep="\n")
 
 
+def _fit(workshop, names, workers):
+    work.run(training.train, _missing(workshop, [(name,) for name in names], training.piece), workers, "encoders")
+
+
 def _transfer(workshop, workers):
-    names = [(name,) for name in training.sources(workshop)]
-    jobs = _missing(workshop, names, transfers.features_piece)
-    work.run(transfers.keep_features, jobs, workers, "representations")
-    jobs = _missing(workshop, transfers.jobs(workshop), transfers.piece)
-    work.run(transfers.keep_transfer, jobs, workers, "transfers")
+    _measure(workshop, training.sources(workshop), transfers.jobs(workshop), workers)
     print(f"wrote {transfers.collect(workshop)}")
+
+
+def _measure(workshop, names, jobs, workers):
+    missing = _missing(workshop, [(name,) for name in names], transfers.features_piece)
+    work.run(transfers.keep_features, missing, workers, "representations")
+    work.run(transfers.keep_transfer, _missing(workshop, jobs, transfers.piece), workers, "transfers")
+
+
+def _crossed(workshop, workers):
+    if not workshop.plan.crossed:
+        return
+    names = training.added(workshop)
+    _fit(workshop, names, workers)
+    print(f"wrote {training.collect_crossed(workshop)}")
+    _measure(workshop, names, transfers.crossed_jobs(workshop), workers)
+    print(f"wrote {transfers.collect_crossed(workshop)}")
+
+
+def _budget(workshop, workers):
+    plan = dataclasses.replace(workshop.plan, n_train=0, steps=0)  # the encoders are there: pieces of their own
+    workshop = dataclasses.replace(workshop, plan=plan)
+    work.sweep(workshop)
+    _render(workshop, workers)
+    training.unpack(workshop)
+    _measure(workshop, training.sources(workshop), transfers.budget_jobs(workshop), workers)
+    print(f"wrote {transfers.collect_budget(workshop)}")
 
 
 def report(folder):
@@ -158,11 +186,12 @@ def main(arguments=None):
         ``sys.argv[1:]`` when None.
     """
     parser = argparse.ArgumentParser(prog="python -m support.bank", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "all", "report"])
+    parser.add_argument("stage", choices=[*STAGES, "all", BUDGET, "report"])
     parser.add_argument("--seed", type=int, default=0, help="which bank: of rooms, first weights and batches")
     parser.add_argument("--workers", type=int, default=1, help="processes; two on two cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--folder", type=Path, default=work.FOLDER, help="where the bank goes")
+    parser.add_argument("--work", type=Path, help="where the pieces go; ``work`` in --folder when left out")
     parser.add_argument("--tiny", action="store_true", help="three tasks and 200 rooms: only to see that it works")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -182,8 +211,8 @@ def main(arguments=None):
         if options.stage == "report":
             print(report(options.folder))
         else:
-            plan = work.TINY if options.tiny else work.FULL
-            workshop = work.Workshop(plan, options.seed, options.folder, device)
+            plan = work.TINY if options.tiny else work.plan(options.seed)
+            workshop = work.Workshop(plan, options.seed, options.folder, device, options.work)
             make(workshop, STAGES if options.stage == "all" else [options.stage], options.workers)
     except (FileNotFoundError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -1,13 +1,15 @@
-"""The networks of the task bank: one encoder for all tasks, decoders for images and for vectors, a transfer head."""
+"""The networks of the task bank: encoders of four families, decoders for images and for vectors, a transfer head."""
 
 import itertools
+import json
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn import functional
 
 SIZE = 64  # pixels along a side of the images
-CHANNELS, SIDE = 8, 8  # of the representation: CHANNELS × SIDE × SIDE values
+CHANNELS, SIDE = 8, 8  # of the plain representation: CHANNELS × SIDE × SIDE values; decoders work on that grid
 GREY = (0.2125, 0.7154, 0.0721)  # weights of red, green and blue, those of skimage.color.rgb2gray
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1], for every network of the bank
 
@@ -36,7 +38,7 @@ def _block(inputs, outputs, kernel=3, stride=1):
 
 
 class Encoder(nn.Sequential):
-    """The encoder of every task: 64 × 64 images to an 8 × 8 × 8 representation.
+    """The plain family, and the only one of banks 0 to 3: 64 × 64 images to an 8 × 8 × 8 representation.
 
     Five 3 × 3 convolutions of 24, 48, 48, 96 and 96 channels and a 1 × 1 convolution to eight, each followed by batch
     normalisation and ReLU. No unit of the representation is therefore negative, as in the published Taskonomy
@@ -44,6 +46,10 @@ class Encoder(nn.Sequential):
 
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 8, 8, 8).
     """
+
+    size, shape = SIZE, (CHANNELS, SIDE, SIDE)
+    layers = "six convolutions, batch normalisation and ReLU"
+    is_signed, has_epsilon_rules = False, True
 
     def __init__(self):
         super().__init__(
@@ -56,12 +62,230 @@ class Encoder(nn.Sequential):
         )
 
 
-class ImageDecoder(nn.Sequential):
-    """Representations to images: (image, 8, 8, 8) to (image, channels, 64, 64), about 46,000 values to train."""
+class _Bottleneck(nn.Module):
+    """1 × 1, 3 × 3 and 1 × 1 convolution beside a short cut (He et al. 2016, Figure 5 right)."""
+
+    def __init__(self, inputs, middle, outputs, stride=1):
+        super().__init__()
+        self.branch = nn.Sequential(
+            _block(inputs, middle, kernel=1),
+            _block(middle, middle, stride=stride),
+            _block(middle, outputs, kernel=1)[:2],
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else _block(inputs, outputs, kernel=1, stride=stride)[:2]
+        self.relu = nn.ReLU()
+
+    def forward(self, values):
+        return self.relu(self.branch(values) + self.shortcut(values))
+
+
+class ResidualEncoder(nn.Sequential):
+    """The residual family: 64 × 64 images to 16 channels of 8 × 8 units, none of them negative.
+
+    A convolution, six bottleneck blocks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016) and a
+    1 × 1 convolution, with batch normalisation and ReLU throughout.
+
+    Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 16, 8, 8).
+    """
+
+    size, shape = SIZE, (16, 8, 8)
+    layers = "six bottleneck blocks with short cuts, batch normalisation and ReLU"
+    is_signed, has_epsilon_rules = False, True
+
+    def __init__(self):
+        super().__init__(
+            _block(3, 24, stride=2),
+            _Bottleneck(24, 24, 64, stride=2),
+            _Bottleneck(64, 24, 64),
+            _Bottleneck(64, 24, 64),
+            _Bottleneck(64, 48, 128, stride=2),
+            _Bottleneck(128, 48, 128),
+            _Bottleneck(128, 48, 128),
+            _block(128, 16, kernel=1),
+        )
+
+
+class _Excitation(nn.Module):
+    """Channels weighted by what the whole image holds: squeeze and excitation (Hu et al. 2018)."""
 
     def __init__(self, channels):
+        super().__init__()
+        self.squeeze, self.reduce, self.relu = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels // 4, 1), nn.ReLU()
+        self.expand, self.gate = nn.Conv2d(channels // 4, channels, 1), nn.Hardsigmoid()
+
+    def forward(self, values):
+        return values * self.gate(self.expand(self.relu(self.reduce(self.squeeze(values)))))
+
+
+class _Depthwise(nn.Conv2d):
+    """One filter a channel, in single precision: on a CPU several times faster than bfloat16 at a stride of two."""
+
+    def __init__(self, channels, kernel, stride):
+        super().__init__(channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False)
+
+    def forward(self, values):
+        with torch.autocast(values.device.type, enabled=False):
+            return super().forward(values.to(self.weight.dtype))
+
+
+class _Inverted(nn.Module):
+    """Wider, depthwise, weighted, narrower: an inverted residual block with a linear end (Howard et al. 2019)."""
+
+    def __init__(self, inputs, middle, outputs, stride=1, kernel=3):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(inputs, middle, 1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.Hardswish(),
+            _Depthwise(middle, kernel, stride),
+            nn.BatchNorm2d(middle),
+            nn.Hardswish(),
+            _Excitation(middle),
+            nn.Conv2d(middle, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.is_residual = inputs == outputs and stride == 1
+
+    def forward(self, values):
+        return values + self.branch(values) if self.is_residual else self.branch(values)
+
+
+class SeparableEncoder(nn.Sequential):
+    """The separable family: 96 × 96 images to 24 channels of 6 × 6 units of both signs.
+
+    A convolution, six inverted residual blocks with depthwise convolutions, squeeze and excitation and hard-swish
+    (Howard et al., "Searching for MobileNetV3", ICCV 2019), and a 1 × 1 convolution with batch normalisation and no
+    nonlinearity after it.
+
+    Inputs are (image, 3, 96, 96) floats as `normalise` gives them, outputs (image, 24, 6, 6).
+    """
+
+    size, shape = 96, (24, 6, 6)
+    layers = "six inverted residuals: depthwise convolutions, squeeze and excitation, hard-swish, linear end"
+    is_signed, has_epsilon_rules = True, True
+
+    def __init__(self):
         super().__init__(
-            _block(CHANNELS, 64),
+            nn.Sequential(nn.Conv2d(3, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()),
+            _Inverted(16, 32, 24, stride=2),
+            _Inverted(24, 64, 40, stride=2),
+            _Inverted(40, 128, 40),
+            _Inverted(40, 160, 64, stride=2),
+            _Inverted(64, 192, 64, kernel=5),
+            _Inverted(64, 192, 64, kernel=5),
+            nn.Sequential(nn.Conv2d(64, 24, 1, bias=False), nn.BatchNorm2d(24)),
+        )
+
+
+class _Attention(nn.Module):
+    """Self-attention of all positions with four heads (Vaswani et al. 2017)."""
+
+    def __init__(self, width, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.mix, self.softmax, self.join = nn.Linear(width, 3 * width), nn.Softmax(-1), nn.Linear(width, width)
+
+    def forward(self, tokens):
+        query, key, value = self.mix(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = self.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5)
+        return self.join((weights @ value).transpose(1, 2).flatten(2))
+
+
+class _TransformerBlock(nn.Module):
+    """Attention and two linear layers, each behind a layer norm and beside a short cut."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attend = nn.Sequential(nn.LayerNorm(width), _Attention(width))
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, tokens):
+        tokens = tokens + self.attend(tokens)
+        return tokens + self.think(tokens)
+
+
+class TransformerEncoder(nn.Module):
+    """The transformer family: 64 × 64 images to 16 channels of 8 × 8 units of both signs.
+
+    Patches of 8 × 8 pixels as tokens of width 64 with learnt positions, four blocks (Dosovitskiy et al., "An Image is
+    Worth 16x16 Words", ICLR 2021), a linear layer to 16 channels and a layer norm. Tokens are the positions of the
+    representation.
+
+    Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 16, 8, 8).
+    """
+
+    size, shape = SIZE, (16, 8, 8)
+    layers = "patches, four blocks of attention, layer norm and GELU, layer norm at the end"
+    is_signed, has_epsilon_rules = True, False
+
+    def __init__(self):
+        super().__init__()
+        channels, *grid = self.shape
+        width = 64
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, width, *grid))
+        self.blocks = nn.Sequential(*(_TransformerBlock(width) for _ in range(4)))
+        self.end = nn.Sequential(nn.Linear(width, channels), nn.LayerNorm(channels))
+
+    def forward(self, images):
+        patches = self.patches(images) + self.positions
+        tokens = self.end(self.blocks(patches.flatten(2).transpose(1, 2)))
+        return tokens.transpose(1, 2).unflatten(2, patches.shape[2:])
+
+
+FAMILIES = {
+    "plain": Encoder,
+    "residual": ResidualEncoder,
+    "separable": SeparableEncoder,
+    "transformer": TransformerEncoder,
+}
+
+
+class Resize(nn.Upsample):
+    """Square images of the bank at another size, as T of `support.zoo` resizes them: bilinear, nothing where it fits.
+
+    Parameters
+    ----------
+    size : int
+        Pixels along a side.
+    """
+
+    def __init__(self, size):
+        super().__init__(size=(size, size), mode="bilinear", align_corners=False)
+
+    def forward(self, images):
+        return images if images.shape[2:] == self.size else super().forward(images)
+
+
+class Resample(nn.Module):
+    """Representations on the decoders' 8 × 8 grid: bilinear, averaging where there are more positions than eight.
+
+    One matrix, so that the gradient is the same every time on a GPU, too. Nothing is trained or stored.
+
+    Parameters
+    ----------
+    side : int
+        Positions along a side of the representation.
+    """
+
+    def __init__(self, side):
+        super().__init__()
+        lines = functional.interpolate(torch.eye(side)[None, None], (SIDE, side), mode="bilinear", antialias=True)[0, 0]
+        self.register_buffer("weights", torch.kron(lines, lines), persistent=False)
+
+    def forward(self, values):
+        return (values.flatten(2) @ self.weights.T).unflatten(2, (SIDE, SIDE))
+
+
+class ImageDecoder(nn.Sequential):
+    """Representations to images: (image, width, 8, 8) to (image, channels, 64, 64), about 46,000 values at width 8."""
+
+    def __init__(self, channels, width=CHANNELS):
+        super().__init__(
+            _block(width, 64),
             _block(64, 32),
             nn.Upsample(scale_factor=2),
             _block(32, 48),
@@ -73,37 +297,50 @@ class ImageDecoder(nn.Sequential):
 
 
 class VectorDecoder(nn.Sequential):
-    """Representations to vectors: (image, 8, 8, 8) to (image, length), about as many values as an `ImageDecoder`."""
+    """Representations to vectors: (image, width, 8, 8) to (image, length), at width 8 the size of an `ImageDecoder`."""
 
-    def __init__(self, length):
-        super().__init__(nn.Flatten(), nn.Linear(CHANNELS * SIDE * SIDE, 88), nn.ReLU(), nn.Linear(88, length))
+    def __init__(self, length, width=CHANNELS):
+        super().__init__(nn.Flatten(), nn.Linear(width * SIDE * SIDE, 88), nn.ReLU(), nn.Linear(88, length))
 
 
 class Head(nn.Sequential):
     """What a transfer trains on top of a frozen encoder: two convolutions and the target's decoder.
 
+    The first convolution is as wide as the representation, which is resampled to the 8 × 8 grid before. All other
+    layers are the same for all sources of a target, first weights included.
+
     Parameters
     ----------
     task : Task
         The target.
+    shape : tuple of int, optional
+        Of one image's representation: (channels, side, side).
     """
 
-    def __init__(self, task):
+    def __init__(self, task, shape=Encoder.shape):
         super().__init__(_block(CHANNELS, 32), _block(32, CHANNELS), decoder(task))
+        if shape != Encoder.shape:  # after the others, whose first weights it leaves as they are
+            self[0] = nn.Sequential(*_to_grid(shape), *_block(shape[0], 32))
 
 
-def decoder(task):
+def _to_grid(shape):
+    return [] if shape[1:] == (SIDE, SIDE) else [Resample(shape[1])]
+
+
+def decoder(task, shape=Encoder.shape):
     """An untrained decoder for a task.
 
     Parameters
     ----------
     task : Task
         Its `kind` and `channels` say which.
+    shape : tuple of int, optional
+        Of one image's representation: (channels, side, side). It is resampled to the 8 × 8 grid where it has another.
 
     Returns
     -------
     ImageDecoder or VectorDecoder
-        The latter for one vector, or one class, an image.
+        The latter for one vector, or one class, an image; behind a `Resample` where the grid is not 8 × 8.
 
     Raises
     ------
@@ -111,10 +348,12 @@ def decoder(task):
         The task is of no known kind.
     """
     if task.kind in ("image", "pixels"):
-        return ImageDecoder(task.channels)
-    if task.kind in ("vector", "classes"):
-        return VectorDecoder(task.channels)
-    raise ValueError(f"task {task.name} is of the kind {task.kind!r}, expected image, pixels, vector or classes")
+        network = ImageDecoder(task.channels, shape[0])
+    elif task.kind in ("vector", "classes"):
+        network = VectorDecoder(task.channels, shape[0])
+    else:
+        raise ValueError(f"task {task.name} is of the kind {task.kind!r}, expected image, pixels, vector or classes")
+    return nn.Sequential(*_to_grid(shape), network) if _to_grid(shape) else network
 
 
 def see_grey(encoder):
@@ -125,11 +364,11 @@ def see_grey(encoder):
 
     Parameters
     ----------
-    encoder : Encoder
-        Changed in place.
+    encoder : torch.nn.Module
+        Of any family; changed in place.
     """
     with torch.no_grad():
-        weight = encoder[0][0].weight
+        weight = next(module.weight for module in encoder.modules() if isinstance(module, nn.Conv2d))
         weight.copy_(weight.sum(1, keepdim=True) * torch.tensor(GREY, device=weight.device).view(1, 3, 1, 1))
 
 
@@ -225,30 +464,35 @@ def read(path, prefix):
     return {name.removeprefix(prefix + "."): value for name, value in found.items()}
 
 
-def load_encoder(path, task):
+def load_encoder(path, name):
     """A trained encoder of the bank.
 
     Parameters
     ----------
     path : str or Path
-        ``encoders_seedS.safetensors``.
-    task : str
-        Name of its task, or ``"random"``.
+        ``encoders_seedS.safetensors`` or ``crossed_encoders_seedS.safetensors``.
+    name : str
+        Its task, ``"random"``, or its task and family, as ``"edge2d@residual"``.
 
     Returns
     -------
-    Encoder
-        In evaluation mode, frozen, float32, on the CPU.
+    torch.nn.Module
+        One of `FAMILIES`, in evaluation mode, frozen, float32, on the CPU.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        As for `read`.
+        As for `read`; a ValueError, too, for a family that is unknown.
     """
-    return restore(Encoder(), read(path, task))
+    state = read(path, name)
+    with safe_open(path, "pt") as file:
+        family = json.loads((file.metadata() or {}).get("families", "{}")).get(name, "plain")
+    if family not in FAMILIES:
+        raise ValueError(f"{path}: {name} is of the family {family!r}, known are {', '.join(FAMILIES)}")
+    return restore(FAMILIES[family](), state)
 
 
-def load_decoder(path, task):
+def load_decoder(path, task, shape=Encoder.shape):
     """A trained decoder of the bank.
 
     Parameters
@@ -257,15 +501,17 @@ def load_decoder(path, task):
         ``decoders_seedS.safetensors``.
     task : Task
         Its task.
+    shape : tuple of int, optional
+        Of the encoder.
 
     Returns
     -------
-    ImageDecoder or VectorDecoder
-        In evaluation mode, frozen, float32, on the CPU.
+    torch.nn.Module
+        As `decoder` gives it, in evaluation mode, frozen, float32, on the CPU.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As for `read`.
     """
-    return restore(decoder(task), read(path, task.name))
+    return restore(decoder(task, shape), read(path, task.name))

@@ -92,7 +92,7 @@ def losses(network, task, inputs, targets):
 
 
 def train(workshop, name):
-    """Train one task's encoder and decoder, or measure the random encoder's normalisation, and store the piece.
+    """Train one encoder with its decoder, or measure the random encoder's normalisation, and store the piece.
 
     The encoder of colorization is made to see the grey of coloured images; those of denoise and inpainting_whole meet
     clean and whole ones in transfers, as in Taskonomy. The piece holds the values in half precision and, found with
@@ -103,8 +103,9 @@ def train(workshop, name):
     ----------
     workshop : Workshop
     name : str
-        A task, or ``"random"``: that encoder keeps its first weights, and its batch normalisation takes its means and
-        variances from training images, so that its units are of the same size as those of the others.
+        A task; a task and a family, as ``"edge2d@residual"``; or ``"random"``: that encoder keeps its first weights,
+        and its batch normalisation takes its means and variances from training images, so that its units are of the
+        same size as those of the others.
 
     Raises
     ------
@@ -112,24 +113,32 @@ def train(workshop, name):
         Not rendered yet; the message gives the command.
     """
     plan, device = workshop.plan, workshop.device
+    build_encoder = networks.FAMILIES[workshop.family(name)]
+    told = {"encoder": workshop.family(name)}
     if name == RANDOM:
-        encoder = build(networks.Encoder, workshop.generator("network", name)).to(device)
+        encoder = build(build_encoder, workshop.generator("network", name)).to(device)
         _calibrate(encoder, workshop.images("train", plan.tasks[0])[:BASELINE].to(device))
-        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.halved(encoder)))
+        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.halved(encoder)), told)
         return
-    task = tasks.TASKS[name]
+    task = tasks.TASKS[name.partition("@")[0]]
     generator = workshop.generator("network", name)
-    network = build(lambda: nn.Sequential(networks.Encoder(), networks.decoder(task)), generator).to(device)
-    inputs, targets = workshop.images("train", name).to(device), workshop.targets("train", name).to(device)
+
+    def untrained():
+        resize = networks.Resize(build_encoder.size)
+        return nn.Sequential(resize, build_encoder(), networks.decoder(task, build_encoder.shape))
+
+    network = build(untrained, generator).to(device)
+    _, encoder, decoder = network
+    inputs, targets = (getattr(workshop, kind)("train", task.name).to(device) for kind in ("images", "targets"))
     fit(network, task, inputs, targets, plan.steps, plan.batch, generator)
-    if name == GREY_INPUT:
-        networks.see_grey(network[0])
-    stored = {"encoder": networks.halved(network[0]), "decoder": networks.halved(network[1])}
-    for part, key in zip(network, stored, strict=True):
-        networks.restore(part, stored[key])
+    if task.name == GREY_INPUT:
+        networks.see_grey(encoder)
+    stored = {"encoder": networks.halved(encoder), "decoder": networks.halved(decoder)}
+    networks.restore(encoder, stored["encoder"])
+    networks.restore(decoder, stored["decoder"])
     network.eval()
     constant = tasks.constant(task, _as_target(targets[:BASELINE]))
-    inputs, targets = workshop.images("test", name).to(device), workshop.targets("test", name).to(device)
+    inputs, targets = (getattr(workshop, kind)("test", task.name).to(device) for kind in ("images", "targets"))
     work.save_tensors(
         piece(workshop, name),
         {
@@ -138,6 +147,7 @@ def train(workshop, name):
             "loss.own": losses(network, task, inputs, targets),
             "loss.constant": tasks.losses(task, constant, _as_target(targets)).cpu(),
         },
+        told,
     )
 
 
@@ -151,8 +161,13 @@ def sources(workshop):
     return (*workshop.plan.tasks, RANDOM)
 
 
+def added(workshop):
+    """Names of the encoders that the crossed part has beside those."""
+    return tuple(name for name in workshop.crossed.values() if "@" in name)
+
+
 def collect(workshop):
-    """Write the finished files ``encoders_seedS.safetensors`` and ``decoders_seedS.safetensors``.
+    """Write the finished files ``encoders_seedS.safetensors`` and, where the plan says so, ``decoders_seedS``.
 
     Parameters
     ----------
@@ -162,16 +177,59 @@ def collect(workshop):
     Returns
     -------
     list of Path
-        The two files: float16, names ``TASK.VALUE``.
+        The files: float16, names ``TASK.VALUE``.
     """
-    paths = []
-    for part, names in (("encoder", sources(workshop)), ("decoder", workshop.plan.tasks)):
-        tensors = {}
-        for name in names:
-            tensors |= _prefixed(name, networks.read(piece(workshop, name), part))
-        paths.append(workshop.folder / f"{part}s_seed{workshop.seed}.safetensors")
-        work.save_tensors(paths[-1], tensors)
+    paths = [_collect(workshop, "encoder", sources(workshop), "")]
+    if workshop.plan.ships_decoders:
+        paths.append(_collect(workshop, "decoder", workshop.plan.tasks, ""))
     return paths
+
+
+def collect_crossed(workshop):
+    """Write the finished file ``crossed_encoders_seedS.safetensors``: the networks of `added`.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Everything in it is trained.
+
+    Returns
+    -------
+    Path
+        The file: float16, names ``TASK@FAMILY.VALUE``.
+    """
+    return _collect(workshop, "encoder", added(workshop), "crossed_")
+
+
+def _collect(workshop, part, names, prefix):
+    tensors = {}
+    for name in names:
+        tensors |= _prefixed(name, networks.read(piece(workshop, name), part))
+    path = workshop.folder / f"{prefix}{part}s_seed{workshop.seed}.safetensors"
+    families = {name: workshop.family(name) for name in names} if part == "encoder" else None
+    work.save_tensors(path, tensors, families)
+    return path
+
+
+def unpack(workshop):
+    """Lay the finished encoders of a bank out as pieces of another workshop with the same seed.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Whose pieces are wanted; the finished file is in its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The bank is not made; the message gives the command.
+    """
+    path = workshop.folder / f"encoders_seed{workshop.seed}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: python -m support.bank all --seed {workshop.seed}")
+    for name in sources(workshop):
+        told = {"encoder": workshop.family(name)}
+        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.read(path, name)), told)
 
 
 def _prefixed(prefix, tensors):

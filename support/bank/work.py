@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import itertools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,6 +23,8 @@ from support.bank.tasks import TASKS
 
 DRAFT = ".draft_"  # how names begin while they are being written
 FOLDER = Path(__file__).parents[2] / "data" / "bank"
+PLAIN = ("plain",)
+CROSSED = ("edge2d", "segment2d", "rgb2depth", "rgb2sfnorm", "room_layout", "segmentsemantic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Plan:
         Images of a training step.
     steps, head_steps : int
         Training steps of an encoder with its decoder, and of a transfer.
+    families : tuple of str
+        Of `networks.FAMILIES`: those that the tasks' networks are dealt.
+    crossed : tuple of str
+        Tasks that have a network of every family.
+    budgets : tuple of int
+        Training steps of a transfer that the order of the sources is compared at; those of `head_steps` are among them.
+    ships_decoders : bool
+        Whether the tasks' own decoders are among the finished files.
     """
 
     tasks: tuple = tuple(TASKS)
@@ -52,6 +64,10 @@ class Plan:
     batch: int = 64
     steps: int = 1_000
     head_steps: int = 120
+    families: tuple = PLAIN
+    crossed: tuple = ()
+    budgets: tuple = (60, 120, 240, 480)
+    ships_decoders: bool = True
 
     @property
     def targets(self):
@@ -95,7 +111,40 @@ TINY = Plan(
     batch=20,
     steps=12,
     head_steps=6,
+    families=("plain", "separable"),
+    crossed=("edge2d",),
+    budgets=(3, 6, 9),
 )
+MIXED = (4, 5, 6)
+
+
+def plan(seed):
+    """What the bank of a seed is made of.
+
+    Parameters
+    ----------
+    seed : int
+
+    Returns
+    -------
+    Plan
+        0, 1 and 2: plain networks, heads trained for 120 steps. All others: heads trained for 240 steps, no decoders
+        kept. 4, 5 and 6: mixed, networks of all four families; 4: six tasks have one of each.
+
+    Examples
+    --------
+    >>> plan(0).head_steps, plan(3).head_steps, plan(4).families
+    (120, 240, ('plain', 'residual', 'separable', 'transformer'))
+    """
+    if seed < 3:
+        return FULL
+    return dataclasses.replace(
+        FULL,
+        head_steps=240,
+        families=tuple(networks.FAMILIES) if seed in MIXED else PLAIN,
+        crossed=CROSSED if seed == MIXED[0] else (),
+        ships_decoders=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +158,71 @@ class Workshop:
     seed : int
         Which bank: of rooms, first weights and batches.
     folder : Path
-        Where the finished files go; the pieces lie in ``work`` below it, and may be deleted when all is done.
+        Where the finished files go.
     device : str
         ``"cpu"`` or ``"cuda"``.
+    scratch : Path, optional
+        Where the pieces lie, which may be deleted when all is done; ``work`` below `folder` when None.
     """
 
     plan: Plan = FULL
     seed: int = 0
     folder: Path = FOLDER
     device: str = "cpu"
+    scratch: Path | None = None
 
     @property
     def pieces(self):
         """Folder of this bank's unfinished pieces; another plan or another kind of device has another one."""
         told = repr((self.plan, self.device)).encode()
-        return Path(self.folder) / "work" / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
+        scratch = Path(self.folder) / "work" if self.scratch is None else Path(self.scratch)
+        return scratch / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
+
+    @property
+    def families(self):
+        """Family of every task's network, dealt like cards: dict of str to str.
+
+        The tasks are shuffled within their groups, and the groups laid one behind the other. The families, shuffled
+        too, are then dealt in turn. So each gets as many tasks as any other, of the whole and of every group, or one
+        more. Only the seed decides.
+        """
+        generator = self.generator("families")
+        turns = [self.plan.families[k] for k in torch.randperm(len(self.plan.families), generator=generator)]
+        cards = []
+        for group in dict.fromkeys(TASKS[name].group for name in self.plan.tasks):
+            names = [name for name in self.plan.tasks if TASKS[name].group == group]
+            cards += [names[k] for k in torch.randperm(len(names), generator=generator)]
+        dealt = dict(zip(cards, itertools.cycle(turns), strict=False))
+        return {name: dealt[name] for name in self.plan.tasks}
+
+    def family(self, name):
+        """Family of a network.
+
+        Parameters
+        ----------
+        name : str
+            A task; a task and a family, as ``"edge2d@residual"``; or the random encoder, which is plain in every bank.
+
+        Returns
+        -------
+        str
+        """
+        task, _, family = name.partition("@")
+        return family or self.families.get(task, PLAIN[0])
+
+    @property
+    def crossed(self):
+        """Every network of the crossed part and what it is called here: dict of str to str.
+
+        Keys are a task and a family, as ``"edge2d@residual"``; the value is the same, or the bare task for the network
+        that the bank has of it in any case.
+        """
+        dealt = self.families
+        return {
+            f"{task}@{family}": task if dealt[task] == family else f"{task}@{family}"
+            for task in self.plan.crossed
+            for family in self.plan.families
+        }
 
     def generator(self, *names):
         """A random generator of its own for each purpose.
@@ -286,28 +385,33 @@ def _remove(path):
     path.unlink(missing_ok=True)
 
 
-def sweep(folder):
-    """Remove what processes that were killed have left half written.
+def sweep(workshop):
+    """Remove what processes that were killed have left half written of a bank.
 
     Parameters
     ----------
-    folder : str or Path
-        Of a bank; nobody else works in it.
+    workshop : Workshop
+        Nobody else works on it; others may work on other banks in the same folder.
     """
-    for path in list(Path(folder).rglob(DRAFT + "*")):
+    finished = Path(workshop.folder).glob(f"{DRAFT}*_seed{workshop.seed}.*")
+    for path in [*finished, *workshop.pieces.rglob(DRAFT + "*")]:
         _remove(path)
 
 
-def save_tensors(path, tensors):
+def save_tensors(path, tensors, families=None):
     """Write a safetensors file that is either complete or not there.
 
     Parameters
     ----------
     path : str or Path
     tensors : dict of str to torch.Tensor
+    families : dict of str to str, optional
+        Family of the encoder whose values begin with a name, where it is not plain; `networks.load_encoder` reads it.
     """
+    unusual = {name: family for name, family in (families or {}).items() if family != PLAIN[0]}
+    metadata = {"families": json.dumps(unusual)} if unusual else None  # one entry: several come in any order
     with _complete(path) as draft:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, metadata)
 
 
 def save_arrays(path, **arrays):
