@@ -526,45 +526,61 @@ _PACKAGE = {
 
 
 class _BankNetwork:
-    """One network of the task bank."""
+    """One network of the task bank; of its crossed part where the name has a family, as ``"edge2d@residual"``."""
 
     family = "task bank encoder"
 
-    def __init__(self, task):
-        self.task = task
+    def __init__(self, name):
+        self.name, self.task = name, name.partition("@")[0]
 
     def how(self, seed=None):
         """Command that makes it loadable; empty when it is."""
-        return "" if self._file(seed).is_file() else f"python -m support.bank all --seed {seed or 0}"
+        seed, file, _ = self._place(seed)
+        return "" if file.is_file() else f"python -m support.bank all --seed {seed}"
 
     def load(self, name, seed=None):
-        if self.how(seed):
-            raise FileNotFoundError(f"bank {seed or 0} has not been made: {self.how(seed)}")
-        encoder = bank.load_encoder(self._file(seed), self.task)
+        command = self.how(seed)
+        seed, file, key = self._place(seed)
+        if command:
+            raise FileNotFoundError(f"bank {seed} has not been made: {command}")
+        encoder = bank.load_encoder(file, key)
+        channels, height, width = encoder.shape
         return Encoder(
-            self.task,
+            self.name,
             encoder,
             task=self.task,
-            family=self.family,
-            input_size=(bank.SIZE, bank.SIZE),
+            family=encoder.family,
+            input_size=(encoder.size, encoder.size),
             mean=(bank.MEAN,) * 3,
             std=(bank.STD,) * 3,
             card={
-                "title": f"{self.task}, bank {seed or 0}",
+                "title": f"{self.name}, bank {seed}",
                 "trained_on": "nothing: random weights"
                 if self.task == oracle.RANDOM
-                else f"{work.FULL.n_train:,} rendered rooms of seed {seed or 0}",
+                else f"{work.plan(seed).n_train:,} rendered rooms of seed {seed}",
                 "licence": "MIT",
-                "file": self._file(seed).name,
-                "sha256": wheels.sha256(self._file(seed)),
+                "file": file.name,
+                "sha256": wheels.sha256(file),
                 "parameters": sum(t.numel() for t in encoder.state_dict().values() if t.is_floating_point()),
-                "representation": "The encoder's output: 8 feature maps of 8 × 8 units, after ReLU.",
+                "representation": f"The encoder's output: {channels} feature maps of {height} × {width} units, "
+                f"{encoder.end}.",
             },
         )
 
-    @staticmethod
-    def _file(seed):
-        return work.FOLDER / f"encoders_seed{seed or 0}.safetensors"
+    def _place(self, seed):
+        """Seed of the bank, file and name of the network in it."""
+        if "@" not in self.name:
+            seed = seed or 0
+            return seed, work.FOLDER / f"encoders_seed{seed}.safetensors", self.name
+        seed = work.CROSSED_BANK if seed is None else seed
+        crossed = work.Workshop(work.plan(seed), seed).crossed
+        if self.name not in crossed:
+            raise ValueError(
+                f"bank {seed} has no crossed part: leave the seed out for that of bank {work.CROSSED_BANK}"
+            )
+        key = crossed[self.name]
+        file = f"{'crossed_' if '@' in key else ''}encoders_seed{seed}.safetensors"
+        return seed, work.FOLDER / file, key
 
 
 class _TaskonomyNetwork:
@@ -588,6 +604,9 @@ class _TaskonomyNetwork:
 _SCHEMES = {
     "package": _PACKAGE,
     "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)},
+    "crossed": {
+        name: _BankNetwork(name) for name in (f"{task}@{family}" for task in work.CROSSED for family in bank.FAMILIES)
+    },
     "taskonomy": {task: _TaskonomyNetwork(task) for task in TASKS},
 }
 
@@ -603,14 +622,16 @@ def load(spec, device="cpu", seed=None, *, preprocessing=None, weights=None):
     ----------
     spec : str
         ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
-        random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
+        random weights; ``"crossed:TASK@FAMILY"`` are those tasks of bank 4 that every family of networks was trained
+        for. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
         Any other network: ``"onnx:FILE[#tensor]"``, ``"python:FILE.py:FACTORY[#layer.path]"``,
         ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, as `support.loaders.load` describes. An
         ONNX graph and weights are data; a Python file is run, so name only one that you trust.
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
-        Of ``"bank"``: which bank, 0 when None. Of random weights: another seed, others.
+        Of ``"bank"``: which bank, 0 when None; banks 4, 5 and 6 are of four families, and `Encoder.family` says which.
+        Of random weights: another seed, others.
     preprocessing : dict, optional
         Of a network that is not listed: input_size, scale, mean, std, channels, layout, as for `Encoder`, where they
         are not the defaults of `support.loaders.load`.
@@ -654,8 +675,9 @@ def load_all(scheme, device="cpu", seed=None):
     Parameters
     ----------
     scheme : str
-        ``"package"``, ``"bank"`` for the twenty task networks without the one of random weights, or ``"taskonomy"``
-        for those published encoders that are downloaded (all: ``python -m support.taskonomy all``).
+        ``"package"``, ``"bank"`` for the twenty task networks without the one of random weights, ``"crossed"`` for the
+        24 networks of six tasks and four families, or ``"taskonomy"`` for those published encoders that are downloaded
+        (all: ``python -m support.taskonomy all``).
     device : str or torch.device, optional
         Where the networks go.
     seed : int, optional

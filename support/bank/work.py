@@ -116,6 +116,7 @@ TINY = Plan(
     budgets=(3, 6, 9),
 )
 MIXED = (4, 5, 6)
+CROSSED_BANK = MIXED[0]
 
 
 def plan(seed):
@@ -142,7 +143,7 @@ def plan(seed):
         FULL,
         head_steps=240,
         families=tuple(networks.FAMILIES) if seed in MIXED else PLAIN,
-        crossed=CROSSED if seed == MIXED[0] else (),
+        crossed=CROSSED if seed == CROSSED_BANK else (),
         ships_decoders=False,
     )
 
