@@ -13,9 +13,9 @@ import xarray as xr
 from torch import nn
 from torch.nn import functional
 
-from support import loaders, networks, onnx_import, oracle, taskonomy, wheels
+from support import loaders, networks, onnx_import, taskonomy, wheels
+from support.bank import RANDOM, work
 from support.bank import networks as bank
-from support.bank import work
 from support.bank.tasks import TASKS
 
 _AXES = ("image", "y", "x", "channel")
@@ -556,7 +556,7 @@ class _BankNetwork:
             card={
                 "title": f"{self.name}, bank {seed}",
                 "trained_on": "nothing: random weights"
-                if self.task == oracle.RANDOM
+                if self.task == RANDOM
                 else f"{work.plan(seed).n_train:,} rendered rooms of seed {seed}",
                 "licence": "MIT",
                 "file": file.name,
@@ -575,9 +575,7 @@ class _BankNetwork:
         seed = work.CROSSED_BANK if seed is None else seed
         crossed = work.Workshop(work.plan(seed), seed).crossed
         if self.name not in crossed:
-            raise ValueError(
-                f"bank {seed} has no crossed part: leave the seed out for that of bank {work.CROSSED_BANK}"
-            )
+            raise ValueError(f"bank {seed} has no {self.name}: leave the seed out for that of bank {work.CROSSED_BANK}")
         key = crossed[self.name]
         file = f"{'crossed_' if '@' in key else ''}encoders_seed{seed}.safetensors"
         return seed, work.FOLDER / file, key
@@ -603,7 +601,7 @@ class _TaskonomyNetwork:
 
 _SCHEMES = {
     "package": _PACKAGE,
-    "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)},
+    "bank": {task: _BankNetwork(task) for task in (*TASKS, RANDOM)},
     "crossed": {
         name: _BankNetwork(name) for name in (f"{task}@{family}" for task in work.CROSSED for family in bank.FAMILIES)
     },
@@ -696,7 +694,7 @@ def load_all(scheme, device="cpu", seed=None):
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}")
-    commands = {name: entry.how(seed) for name, entry in _SCHEMES[scheme].items() if name != oracle.RANDOM}
+    commands = {name: entry.how(seed) for name, entry in _SCHEMES[scheme].items() if name != RANDOM}
     if all(commands.values()):
         raise FileNotFoundError(
             f"no network of {scheme!r} can be loaded: " + "; ".join(dict.fromkeys(commands.values()))

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from support import epsilon_lrp, oracle, wheels
-from support.bank import networks, rooms, tasks, training, transfers, work
+from support.bank import networks, report, rooms, tasks, training, transfers, work
 from support.bank.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +243,7 @@ def test_reading_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="delete it"):
         networks.read(tmp_path / "broken.safetensors", "edge2d")
     work.save_tensors(tmp_path / "new.safetensors", {"edge2d.a": torch.ones(1)}, {"edge2d": "recurrent"})
-    with pytest.raises(ValueError, match="edge2d is of the family 'recurrent', known are plain, residual"):
+    with pytest.raises(ValueError, match="edge2d is of the family 'recurrent'; known are plain, residual"):
         networks.load_encoder(tmp_path / "new.safetensors", "edge2d")
 
 
@@ -564,8 +565,35 @@ def test_report_prints_every_check(bank, capsys):
     halves = [oracle.transferability(data["loss"].isel(image=slice(start, None, 2))) for start in (0, 1)]
     mean = oracle.agreement(*halves).mean().item()
     assert any(line.split()[:2] == ["mean", f"{mean:.2f}"] for line in text.splitlines())
-    for expected in ("halves", "double steps", "Taskonomy", "Random encoder", "semantic", *RESULTS):
+    for expected in ("halves", "double steps", "Taskonomy", "Random encoder", "semantic", *MIXED):
         assert expected in text
+    assert "plain: edge2d, random\nseparable: class_places, rgb2depth" in text
+    for seed in range(1, 7):
+        assert f"Bank {seed} is not there: python -m support.bank all --seed {seed}" in text
+    assert "Training steps of the heads, bank 0" in text and "over-fitting" in text
+    assert "Crossed part of bank 0: mean priority among its 2 networks" in text
+
+
+def test_orders_by_training_steps_are_compared_target_by_target():
+    rng = np.random.default_rng(0)
+    names = ["edge2d", "rgb2depth", "denoise", "reshade", "curvature", "class_1000", "random"]
+    ladder = np.arange(7.0)[:, None, None] + 0.01 * rng.random((7, 2, 9))
+    losses = xr.DataArray(
+        np.stack([ladder, ladder[::-1], ladder + 3]),
+        {"steps": [10, 20, 40], "source": names, "target": ["edge2d", "reshade"], "image": range(9)},
+        ("steps", "source", "target", "image"),
+    )
+    found = report.by_steps(losses)
+    assert found.attrs["relevant"] == 5
+    np.testing.assert_allclose(found["spearman"].sel(steps=10), [[1, 1], [-1, -1], [1, 1]])
+    np.testing.assert_allclose(found["precision"].sel(steps=10, other=20), [1, 1])  # all five candidates are relevant
+    np.testing.assert_allclose(
+        found["loss"].sel(target="edge2d"), losses.sel(target="edge2d")[:, 1:6].mean(("source", "image"))
+    )
+    three = losses.isel(source=[0, 1, 2, 6])
+    assert report.by_steps(three).attrs["relevant"] == 2
+    assert report.places_of_random(losses.sel(steps=10, drop=True)).values.tolist() == [1, 1]
+    assert report.places_of_random(losses.sel(steps=20, drop=True)).values.tolist() == [0, 0]
 
 
 def test_command_line_says_what_to_do(tmp_path, capsys):

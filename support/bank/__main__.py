@@ -7,12 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 
-from support import oracle, wheels
-from support.bank import tasks, training, transfers, work
+from support.bank import training, transfers, work
+from support.bank.report import report
 
 STAGES = ("render", "train", "transfer", "crossed")
 BUDGET = "budget"
@@ -84,97 +82,6 @@ def _budget(workshop, workers):
     training.unpack(workshop)
     _measure(workshop, training.sources(workshop), transfers.budget_jobs(workshop), workers)
     print(f"wrote {transfers.collect_budget(workshop)}")
-
-
-def report(folder):
-    """What the banks of a folder are worth, as text.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    str
-        For every bank: each task's own loss against the best constant prediction; for every target the agreement of the
-        oracle with itself (half of the test images against the other half, twice the training steps, the other banks)
-        and with Taskonomy's published rankings; the place of the random encoder; the mean priority of sources by group;
-        size and SHA-256 of the files.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no bank in the folder; the message gives the command.
-    """
-    oracle.load("bank", folder=folder)
-    seeds = sorted(int(path.stem.removeprefix("losses_seed")) for path in Path(folder).glob("losses_seed*.npz"))
-    banks = {seed: oracle.losses(seed, folder) for seed in seeds}
-    truths = {seed: oracle.transferability(data["loss"]) for seed, data in banks.items()}
-    published = oracle.load("taskonomy")
-    texts = []
-    for seed, data in banks.items():
-        texts += [f"Bank {seed}", "=" * 6, "", _gains(data), "", _reliability(seed, data, truths, published), ""]
-        texts += [_random(data), ""]
-    pooled = oracle.load("bank", folder=folder)
-    texts += ["Mean priority of the sources, all banks together (1 is best)", _by_group(pooled), ""]
-    texts += ["The same in the published rankings", _by_group(published), ""]
-    texts += ["Files"]
-    texts += [
-        f"{path.name}  {path.stat().st_size:>11,} bytes  {wheels.sha256(path)}"
-        for path in sorted(Path(folder).glob("*_seed*.*"))
-    ]
-    return "\n".join(texts)
-
-
-def _gains(data):
-    own, constant = data["loss_own"].mean("image").to_pandas(), data["loss_constant"].mean("image").to_pandas()
-    won = (data["loss_own"] < data["loss_constant"]).mean("image").to_pandas()
-    table = pd.DataFrame({"own": own, "constant": constant, "own/constant": own / constant, "images won": won})
-    return (
-        "Loss on held-out rooms, of each task's own network and of the best constant prediction\n"
-        + table.rename_axis(None).to_string(float_format="%.3f")
-        + f"\n{(own < constant).sum()} of {len(own)} networks are better than the constant."
-    )
-
-
-def _reliability(seed, data, truths, published):
-    halves = [oracle.transferability(data["loss"].isel(image=slice(start, None, 2))) for start in (0, 1)]
-    columns = {"halves": oracle.agreement(*halves)}
-    doubled = data["loss_double"].rename(target_double="target")
-    if doubled.sizes["target"]:
-        columns["double steps"] = oracle.agreement(truths[seed], oracle.transferability(doubled))
-    others = [oracle.agreement(truths[seed], truth) for other, truth in truths.items() if other != seed]
-    if others:
-        columns["other banks"] = sum(others) / len(others)
-    columns["Taskonomy"] = oracle.agreement(truths[seed], published)
-    table = pd.DataFrame({name: values.to_pandas() for name, values in columns.items()}).reindex(
-        data.target.values.tolist()
-    )
-    table.loc["mean"] = table.mean()
-    return "Agreement of the oracle (Spearman), by target\n" + table.rename_axis(None).to_string(
-        float_format="%.2f", na_rep=""
-    )
-
-
-def _random(data):
-    places = []
-    for target in data.target.values.tolist():
-        rivals = [name for name in data.source.values.tolist() if name != target]
-        scores = oracle.ahp(oracle.win_rates(data["loss"].sel(source=rivals, target=[target])))
-        place = float(oracle.priority(scores).sel(source=oracle.RANDOM, target=target))
-        places.append((place - 1) / (len(rivals) - 1))
-    return (
-        f"Random encoder: its place among the sources, 0 best and 1 last, is {np.mean(places):.2f} on average "
-        f"(in the last third for {np.mean(np.array(places) > 2 / 3):.0%} of the targets)."
-    )
-
-
-def _by_group(truth):
-    places = oracle.priority(truth).to_series().dropna().reset_index()
-    for axis in ("source", "target"):
-        places[axis] = [tasks.TASKS[name].group for name in places[axis]]
-    table = places.pivot_table("priority", "source", "target")
-    return table.rename_axis(index="sources", columns="targets").to_string(float_format="%.1f", na_rep="")
 
 
 def main(arguments=None):

@@ -1,6 +1,6 @@
 """The networks of the task bank: encoders of four families, decoders for images and for vectors, a transfer head."""
 
-import itertools
+import contextlib
 import json
 
 import torch
@@ -448,18 +448,55 @@ def read(path, prefix):
     ValueError
         The file is damaged, or none of its tensors bears the prefix; the message lists the prefixes there are.
     """
+    with _opened(path) as file:
+        found = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix + ".")}  # noqa: SIM118
+        if not found:
+            raise ValueError(f"{path} holds nothing for {prefix!r}; it holds {', '.join(_prefixes(file))}")
+    return {name.removeprefix(prefix + "."): value for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def _opened(path):
     try:
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            found = {name: file.get_tensor(name) for name in names if name.startswith(prefix + ".")}
+            yield file
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}: python -m support.bank all") from None
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it and run python -m support.bank all") from None
-    if not found:
-        known = [name for name, _ in itertools.groupby(sorted(name.split(".")[0] for name in names))]
-        raise ValueError(f"{path} holds nothing for {prefix!r}; it holds {', '.join(known)}")
-    return {name.removeprefix(prefix + "."): value for name, value in found.items()}
+
+
+def _prefixes(file):
+    return sorted({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
+
+
+def families(path):
+    """Family of every encoder of a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``encoders_seedS.safetensors`` or ``crossed_encoders_seedS.safetensors``.
+
+    Returns
+    -------
+    dict of str to str
+        Of each name in the file, one of `FAMILIES`: plain where the file does not say.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file; the message gives the command that makes it.
+    ValueError
+        The file is damaged, or it names an unknown family.
+    """
+    with _opened(path) as file:
+        names = _prefixes(file)
+        told = json.loads((file.metadata() or {}).get("families", "{}"))
+    unknown = [f"{name} is of the family {family!r}" for name, family in told.items() if family not in FAMILIES]
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(unknown)}; known are {', '.join(FAMILIES)}")
+    return {name: told.get(name, "plain") for name in names}
 
 
 def load_encoder(path, name):
@@ -480,14 +517,10 @@ def load_encoder(path, name):
     Raises
     ------
     FileNotFoundError, ValueError
-        As for `read`; a ValueError, too, for a family that is unknown.
+        As for `read` and `families`.
     """
     state = read(path, name)
-    with safe_open(path, "pt") as file:
-        family = json.loads((file.metadata() or {}).get("families", "{}")).get(name, "plain")
-    if family not in FAMILIES:
-        raise ValueError(f"{path}: {name} is of the family {family!r}, known are {', '.join(FAMILIES)}")
-    return restore(FAMILIES[family](), state)
+    return restore(FAMILIES[families(path)[name]](), state)
 
 
 def load_decoder(path, task, shape=Encoder.shape):

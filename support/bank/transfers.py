@@ -217,8 +217,8 @@ def collect_crossed(workshop):
     Returns
     -------
     Path
-        The file: float16 ``loss`` (source, target, image) and ``loss_own`` (source, image); sources are called
-        ``TASK@FAMILY``.
+        The file, which `support.oracle.crossed` reads: float16 ``loss`` (source, target, image) and ``loss_own``
+        (source, image); sources are called ``TASK@FAMILY``.
     """
     plan, names = workshop.plan, workshop.crossed
     path = workshop.folder / f"crossed_seed{workshop.seed}.npz"
@@ -244,8 +244,8 @@ def collect_budget(workshop):
     Returns
     -------
     Path
-        The file: float16 ``loss`` (steps, source, target, image). The plan's own number of steps is not in it, but in
-        ``losses_seedS.npz``.
+        The file, which `support.oracle.budget` reads: float16 ``loss`` (steps, source, target, image). The plan's own
+        number of steps, ``head_steps``, is not among them: its losses are in ``losses_seedS.npz``.
     """
     plan, names, budgets = workshop.plan, training.sources(workshop), _budgets(workshop)
     path = workshop.folder / f"budget_seed{workshop.seed}.npz"
@@ -253,6 +253,7 @@ def collect_budget(workshop):
         path,
         loss=np.stack([_measured(workshop, names, plan.targets, steps) for steps in budgets]),
         steps=np.array(budgets),
+        head_steps=np.array(plan.head_steps),
         source=np.array(names),
         target=np.array(plan.targets),
         image=np.array(plan.images("test")),

@@ -115,6 +115,7 @@ TINY = Plan(
     crossed=("edge2d",),
     budgets=(3, 6, 9),
 )
+BANKS = range(7)  # that the book speaks of
 MIXED = (4, 5, 6)
 CROSSED_BANK = MIXED[0]
 
