@@ -500,7 +500,7 @@ def budget(seed: int = 0, folder: str | Path = DATA / "bank") -> xr.DataArray:
     Raises
     ------
     TypeError, FileNotFoundError, ValueError
-        As for `losses`.
+        As for `losses`; a ValueError, too, where the two files do not have the same sources, targets and images.
     """
     values = _arrays("budget", seed, folder, "budget")
     head_steps = int(values.pop("head_steps"))

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ STAGES = ("render", "train", "transfer", "crossed")
 BUDGET = "budget"
 
 
-def make(workshop, stages, workers):
+def make(workshop: work.Workshop, stages: Sequence[str], workers: int) -> None:
     """Make a bank, or part of one; what is already there is not made again.
 
     Parameters
@@ -84,7 +85,7 @@ def _budget(workshop, workers):
     print(f"wrote {transfers.collect_budget(workshop)}")
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Read the command line and do what it says.
 
     Parameters

@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional
+
+from support.bank.tasks import Task
 
 SIZE = 64  # pixels along a side of the images
 CHANNELS, SIDE = 8, 8  # of the plain representation: CHANNELS × SIDE × SIDE values; decoders work on that grid
@@ -14,7 +18,7 @@ GREY = (0.2125, 0.7154, 0.0721)  # weights of red, green and blue, those of skim
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1], for every network of the bank
 
 
-def normalise(images):
+def normalise(images: torch.Tensor) -> torch.Tensor:
     """The networks' inputs for images.
 
     Parameters
@@ -26,6 +30,11 @@ def normalise(images):
     -------
     torch.Tensor
         Floats in [−1, 1] of the same shape; float32 for bytes.
+
+    Examples
+    --------
+    >>> normalise(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([-1.0000, -0.6000,  1.0000])
     """
     if images.dtype == torch.uint8:
         images = images.to(torch.float32) / 255
@@ -45,6 +54,16 @@ class Encoder(nn.Sequential):
     encoders, whose last layers are the same: without it a unit's sign is arbitrary, and so is the mean of the units.
 
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 8, 8, 8).
+
+    Every family says of itself: `family`, its name; `size`, of its inputs in pixels; `shape`, of one representation;
+    `layers` and `end`, in words; `is_signed`, whether units have both signs; `has_epsilon_rules`, whether ε-LRP has a
+    rule for all its layers.
+
+    Examples
+    --------
+    >>> encoder = FAMILIES["plain"]().eval()
+    >>> tuple(encoder(torch.rand(2, 3, encoder.size, encoder.size)).shape)
+    (2, 8, 8, 8)
     """
 
     family, size, shape = "plain", SIZE, (CHANNELS, SIDE, SIDE)
@@ -87,6 +106,11 @@ class ResidualEncoder(nn.Sequential):
     1 × 1 convolution, with batch normalisation and ReLU throughout.
 
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 16, 8, 8).
+
+    Examples
+    --------
+    >>> ResidualEncoder.size, ResidualEncoder.shape, ResidualEncoder.is_signed
+    (64, (16, 8, 8), False)
     """
 
     family, size, shape = "residual", SIZE, (16, 8, 8)
@@ -159,6 +183,11 @@ class SeparableEncoder(nn.Sequential):
     nonlinearity after it.
 
     Inputs are (image, 3, 96, 96) floats as `normalise` gives them, outputs (image, 24, 6, 6).
+
+    Examples
+    --------
+    >>> SeparableEncoder.size, SeparableEncoder.shape, SeparableEncoder.is_signed
+    (96, (24, 6, 6), True)
     """
 
     family, size, shape = "separable", 96, (24, 6, 6)
@@ -216,6 +245,11 @@ class TransformerEncoder(nn.Module):
     points were hardly learnt from 12,000 images.
 
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 16, 8, 8).
+
+    Examples
+    --------
+    >>> TransformerEncoder.shape, TransformerEncoder.has_epsilon_rules
+    ((16, 8, 8), False)
     """
 
     family, size, shape = "transformer", SIZE, (16, 8, 8)
@@ -249,12 +283,17 @@ class Resize(nn.Upsample):
     ----------
     size : int
         Pixels along a side.
+
+    Examples
+    --------
+    >>> tuple(Resize(96)(torch.rand(2, 3, 64, 64)).shape)
+    (2, 3, 96, 96)
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         super().__init__(size=(size, size), mode="bilinear", align_corners=False)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images if images.shape[2:] == self.size else super().forward(images)
 
 
@@ -267,21 +306,26 @@ class Resample(nn.Module):
     ----------
     side : int
         Positions along a side of the representation.
+
+    Examples
+    --------
+    >>> tuple(Resample(6)(torch.rand(2, 24, 6, 6)).shape)
+    (2, 24, 8, 8)
     """
 
-    def __init__(self, side):
+    def __init__(self, side: int) -> None:
         super().__init__()
         lines = functional.interpolate(torch.eye(side)[None, None], (SIDE, side), mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("weights", torch.kron(lines, lines), persistent=False)
 
-    def forward(self, values):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
         return (values.flatten(2) @ self.weights.T).unflatten(2, (SIDE, SIDE))
 
 
 class ImageDecoder(nn.Sequential):
     """Representations to images: (image, width, 8, 8) to (image, channels, 64, 64), about 46,000 values at width 8."""
 
-    def __init__(self, channels, width=CHANNELS):
+    def __init__(self, channels: int, width: int = CHANNELS) -> None:
         super().__init__(
             _block(width, 64),
             _block(64, 32),
@@ -297,7 +341,7 @@ class ImageDecoder(nn.Sequential):
 class VectorDecoder(nn.Sequential):
     """Representations to vectors: (image, width, 8, 8) to (image, length), at width 8 the size of an `ImageDecoder`."""
 
-    def __init__(self, length, width=CHANNELS):
+    def __init__(self, length: int, width: int = CHANNELS) -> None:
         super().__init__(nn.Flatten(), nn.Linear(width * SIDE * SIDE, 88), nn.ReLU(), nn.Linear(88, length))
 
 
@@ -313,9 +357,15 @@ class Head(nn.Sequential):
         The target.
     shape : tuple of int, optional
         Of one image's representation: (channels, side, side).
+
+    Examples
+    --------
+    >>> from support.bank.tasks import TASKS
+    >>> tuple(Head(TASKS["edge2d"], (24, 6, 6))(torch.rand(2, 24, 6, 6)).shape)
+    (2, 1, 64, 64)
     """
 
-    def __init__(self, task, shape=Encoder.shape):
+    def __init__(self, task: Task, shape: tuple[int, int, int] = Encoder.shape) -> None:
         super().__init__(_block(CHANNELS, 32), _block(32, CHANNELS), decoder(task))
         if shape != Encoder.shape:  # after the others, whose first weights it leaves as they are
             self[0] = nn.Sequential(*_to_grid(shape), *_block(shape[0], 32))
@@ -325,7 +375,7 @@ def _to_grid(shape):
     return [] if shape[1:] == (SIDE, SIDE) else [Resample(shape[1])]
 
 
-def decoder(task, shape=Encoder.shape):
+def decoder(task: Task, shape: tuple[int, int, int] = Encoder.shape) -> nn.Module:
     """An untrained decoder for a task.
 
     Parameters
@@ -344,6 +394,12 @@ def decoder(task, shape=Encoder.shape):
     ------
     ValueError
         The task is of no known kind.
+
+    Examples
+    --------
+    >>> from support.bank.tasks import TASKS
+    >>> tuple(decoder(TASKS["class_places"])(torch.rand(2, 8, 8, 8)).shape)
+    (2, 8)
     """
     if task.kind in ("image", "pixels"):
         network = ImageDecoder(task.channels, shape[0])
@@ -354,7 +410,7 @@ def decoder(task, shape=Encoder.shape):
     return nn.Sequential(*_to_grid(shape), network) if _to_grid(shape) else network
 
 
-def see_grey(encoder):
+def see_grey(encoder: nn.Module) -> None:
     """Let an encoder that was trained on grey images take the grey of coloured ones, as a part of itself.
 
     Grey is a weighted sum of the channels and the first layer is linear in them, so the conversion is a change of the
@@ -364,13 +420,20 @@ def see_grey(encoder):
     ----------
     encoder : torch.nn.Module
         Of any family; changed in place.
+
+    Examples
+    --------
+    >>> encoder, images = Encoder().eval(), torch.rand(1, 3, 64, 64)
+    >>> see_grey(encoder)
+    >>> torch.allclose(encoder(images), encoder(images.flip(1)))  # with weights for red and blue that are not the same
+    False
     """
     with torch.no_grad():
         weight = next(module.weight for module in encoder.modules() if isinstance(module, nn.Conv2d))
         weight.copy_(weight.sum(1, keepdim=True) * torch.tensor(GREY, device=weight.device).view(1, 3, 1, 1))
 
 
-def halved(network):
+def halved(network: nn.Module) -> dict[str, torch.Tensor]:
     """The values of a network as they are stored.
 
     Parameters
@@ -386,6 +449,11 @@ def halved(network):
     ------
     ValueError
         A value that is not finite in float16: the training diverged.
+
+    Examples
+    --------
+    >>> {value.dtype for value in halved(Encoder()).values()}
+    {torch.float16}
     """
     state = {
         name: value.detach().to("cpu", torch.float16).contiguous()
@@ -398,7 +466,7 @@ def halved(network):
     return state
 
 
-def restore(network, state):
+def restore(network: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
     """Put stored values into a network, for use and not for training.
 
     Parameters
@@ -417,6 +485,11 @@ def restore(network, state):
     ------
     ValueError
         Names or shapes that are not those of the network.
+
+    Examples
+    --------
+    >>> restore(Encoder(), halved(Encoder())).training
+    False
     """
     counters = {name: value for name, value in network.state_dict().items() if not value.is_floating_point()}
     try:
@@ -426,7 +499,7 @@ def restore(network, state):
     return network.eval().requires_grad_(False)
 
 
-def read(path, prefix):
+def read(path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
     """Some tensors of a safetensors file.
 
     Parameters
@@ -447,6 +520,12 @@ def read(path, prefix):
         There is no such file; the message gives the command that makes it.
     ValueError
         The file is damaged, or none of its tensors bears the prefix; the message lists the prefixes there are.
+
+    Examples
+    --------
+    >>> from support.bank import work
+    >>> read(work.FOLDER / "encoders_seed0.safetensors", "edge2d")["0.0.weight"].shape
+    torch.Size([24, 3, 3, 3])
     """
     with _opened(path) as file:
         found = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix + ".")}  # noqa: SIM118
@@ -456,7 +535,7 @@ def read(path, prefix):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: str | Path) -> Iterator:
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -470,7 +549,7 @@ def _prefixes(file):
     return sorted({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
 
 
-def families(path):
+def families(path: str | Path) -> dict[str, str]:
     """Family of every encoder of a file.
 
     Parameters
@@ -489,6 +568,12 @@ def families(path):
         There is no such file; the message gives the command that makes it.
     ValueError
         The file is damaged, or it names an unknown family.
+
+    Examples
+    --------
+    >>> from support.bank import work
+    >>> families(work.FOLDER / "encoders_seed0.safetensors")["edge2d"]
+    'plain'
     """
     with _opened(path) as file:
         names = _prefixes(file)
@@ -499,7 +584,7 @@ def families(path):
     return {name: told.get(name, "plain") for name in names}
 
 
-def load_encoder(path, name):
+def load_encoder(path: str | Path, name: str) -> nn.Module:
     """A trained encoder of the bank.
 
     Parameters
@@ -518,12 +603,18 @@ def load_encoder(path, name):
     ------
     FileNotFoundError, ValueError
         As for `read` and `families`.
+
+    Examples
+    --------
+    >>> from support.bank import work
+    >>> load_encoder(work.FOLDER / "encoders_seed0.safetensors", "edge2d").family
+    'plain'
     """
     state = read(path, name)
     return restore(FAMILIES[families(path)[name]](), state)
 
 
-def load_decoder(path, task, shape=Encoder.shape):
+def load_decoder(path: str | Path, task: Task, shape: tuple[int, int, int] = Encoder.shape) -> nn.Module:
     """A trained decoder of the bank.
 
     Parameters
@@ -544,5 +635,12 @@ def load_decoder(path, task, shape=Encoder.shape):
     ------
     FileNotFoundError, ValueError
         As for `read`.
+
+    Examples
+    --------
+    >>> from support.bank import work
+    >>> from support.bank.tasks import TASKS
+    >>> type(load_decoder(work.FOLDER / "decoders_seed0.safetensors", TASKS["edge2d"])).__name__
+    'ImageDecoder'
     """
     return restore(decoder(task, shape), read(path, task.name))

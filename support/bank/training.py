@@ -1,6 +1,8 @@
 """Training of the task bank: one encoder and decoder per task, and the encoder with random weights."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,7 +15,15 @@ BASELINE = 2_000  # training images that the best constant prediction is found f
 AT_ONCE = 200  # images of one forward pass without training
 
 
-def fit(network, task, inputs, targets, steps, batch, generator):
+def fit(
+    network: nn.Module,
+    task: tasks.Task,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+) -> list[float]:
     """Train a network: AdamW, one-cycle schedule with its peak at 4e-3, bfloat16 where the machine has it.
 
     Parameters
@@ -40,6 +50,13 @@ def fit(network, task, inputs, targets, steps, batch, generator):
     ------
     ValueError
         Fewer images than a batch has, or a loss that is not finite.
+
+    Examples
+    --------
+    >>> task, inputs = tasks.TASKS["class_places"], torch.rand(20, 8, 8, 8)
+    >>> network = build(lambda: networks.decoder(task), torch.Generator())
+    >>> len(fit(network, task, inputs, torch.zeros(20, dtype=torch.int64), 3, 10, torch.Generator()))
+    3
     """
     if len(inputs) < batch:
         raise ValueError(f"{len(inputs)} images do not fill a batch of {batch}")
@@ -67,7 +84,7 @@ def fit(network, task, inputs, targets, steps, batch, generator):
     return curve.tolist()
 
 
-def losses(network, task, inputs, targets):
+def losses(network: nn.Module, task: tasks.Task, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Loss of every image, in single precision.
 
     Parameters
@@ -82,6 +99,12 @@ def losses(network, task, inputs, targets):
     -------
     torch.Tensor
         (image), float32, on the CPU.
+
+    Examples
+    --------
+    >>> task = tasks.TASKS["class_places"]
+    >>> losses(networks.decoder(task).eval(), task, torch.rand(20, 8, 8, 8), torch.zeros(20, dtype=torch.int64)).shape
+    torch.Size([20])
     """
     parts = []
     with torch.no_grad():
@@ -90,7 +113,7 @@ def losses(network, task, inputs, targets):
     return torch.cat(parts)
 
 
-def train(workshop, name):
+def train(workshop: work.Workshop, name: str) -> None:
     """Train one encoder with its decoder, or measure the random encoder's normalisation, and store the piece.
 
     The encoder of colorization is made to see the grey of coloured images; those of denoise and inpainting_whole meet
@@ -150,22 +173,34 @@ def train(workshop, name):
     )
 
 
-def piece(workshop, name):
+def piece(workshop: work.Workshop, name: str) -> Path:
     """File of a trained encoder and decoder in the workshop."""
     return workshop.pieces / "networks" / f"{name}.safetensors"
 
 
-def sources(workshop):
-    """Names of all encoders: those of the tasks, then the random one."""
+def sources(workshop: work.Workshop) -> tuple[str, ...]:
+    """Names of all encoders: those of the tasks, then the random one.
+
+    Examples
+    --------
+    >>> sources(work.Workshop(work.TINY))
+    ('rgb2depth', 'edge2d', 'class_places', 'random')
+    """
     return (*workshop.plan.tasks, RANDOM)
 
 
-def added(workshop):
-    """Names of the encoders that the crossed part has beside those."""
+def added(workshop: work.Workshop) -> tuple[str, ...]:
+    """Names of the encoders that the crossed part has beside those.
+
+    Examples
+    --------
+    >>> added(work.Workshop(work.TINY))
+    ('edge2d@separable',)
+    """
     return tuple(name for name in workshop.crossed.values() if "@" in name)
 
 
-def collect(workshop):
+def collect(workshop: work.Workshop) -> list[Path]:
     """Write the finished files ``encoders_seedS.safetensors`` and, where the plan says so, ``decoders_seedS``.
 
     Parameters
@@ -184,7 +219,7 @@ def collect(workshop):
     return paths
 
 
-def collect_crossed(workshop):
+def collect_crossed(workshop: work.Workshop) -> Path:
     """Write the finished file ``crossed_encoders_seedS.safetensors``: the networks of `added`.
 
     Parameters
@@ -210,7 +245,7 @@ def _collect(workshop, part, names, prefix):
     return path
 
 
-def unpack(workshop):
+def unpack(workshop: work.Workshop) -> None:
     """Lay the finished encoders of a bank out as pieces of another workshop with the same seed.
 
     Parameters
@@ -235,7 +270,7 @@ def _prefixed(prefix, tensors):
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def build(factory, generator):
+def build(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
     """A network whose first weights depend on a generator alone.
 
     Parameters
@@ -248,6 +283,12 @@ def build(factory, generator):
     -------
     torch.nn.Module
         On the CPU. The global random numbers are left as they were.
+
+    Examples
+    --------
+    >>> one, other = (build(networks.Encoder, torch.Generator().manual_seed(3)) for _ in range(2))
+    >>> torch.equal(one[0][0].weight, other[0][0].weight)
+    True
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.randint(2**53, (1,), generator=generator).item())
@@ -284,7 +325,7 @@ def _bfloat16(device):
 
 
 @contextlib.contextmanager
-def _deterministic():
+def _deterministic() -> Iterator[None]:
     """Only algorithms that give the same result every time, where there is a choice."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark

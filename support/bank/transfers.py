@@ -1,17 +1,19 @@
 """Transfers of the task bank: every frozen encoder to every target, with a small head; the loss of every test image."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from support.bank import networks, training, work
-from support.bank.tasks import TASKS
+from support.bank.tasks import TASKS, Task
 
 RGB = "rgb"
 
 
-def represent(encoder, images):
+def represent(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Representations of images by a frozen encoder.
 
     Parameters
@@ -25,13 +27,20 @@ def represent(encoder, images):
     -------
     torch.Tensor
         (image, channel, y, x), of the encoder's `shape`, float32, in single precision throughout, on the same device.
+
+    Examples
+    --------
+    >>> represent(networks.SeparableEncoder().eval(), torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 24, 6, 6])
     """
     resize = networks.Resize(encoder.size)
     with torch.no_grad():
         return torch.cat([encoder(resize(networks.normalise(some))) for some in images.split(training.AT_ONCE)])
 
 
-def transfer(task, features, targets, steps, batch, generator):
+def transfer(
+    task: Task, features: torch.Tensor, targets: torch.Tensor, steps: int, batch: int, generator: torch.Generator
+) -> tuple[networks.Head, list[float]]:
     """Train a head on representations: one transfer.
 
     Zamir et al. (2018), Section 3.2: a small readout network on top of the frozen representation of the source.
@@ -61,6 +70,13 @@ def transfer(task, features, targets, steps, batch, generator):
     ------
     ValueError
         As for `training.fit`.
+
+    Examples
+    --------
+    >>> features, styles = torch.rand(20, 24, 6, 6), torch.zeros(20, dtype=torch.int64)
+    >>> head, curve = transfer(TASKS["class_places"], features, styles, 3, 10, torch.Generator())
+    >>> head(features).shape, len(curve)
+    (torch.Size([20, 8]), 3)
     """
     shape = tuple(features.shape[1:])
     head = training.build(functools.partial(networks.Head, task, shape), generator).to(features.device)
@@ -68,7 +84,7 @@ def transfer(task, features, targets, steps, batch, generator):
     return head.eval().requires_grad_(False), curve
 
 
-def keep_features(workshop, source):
+def keep_features(workshop: work.Workshop, source: str) -> None:
     """Store the representations of all transfer and test images by one encoder, once for all targets.
 
     Parameters
@@ -98,7 +114,7 @@ def keep_features(workshop, source):
     work.save_tensors(features_piece(workshop, source), tensors)
 
 
-def keep_transfer(workshop, target, source, steps):
+def keep_transfer(workshop: work.Workshop, target: str, source: str, steps: int) -> None:
     """Train one transfer and store its piece: the loss of every test image.
 
     Parameters
@@ -130,17 +146,17 @@ def _view(workshop, name):
     return RGB if workshop.sees_rgb(name) else name
 
 
-def features_piece(workshop, source):
+def features_piece(workshop: work.Workshop, source: str) -> Path:
     """File of one encoder's representations in the workshop."""
     return workshop.pieces / "features" / f"{source}.safetensors"
 
 
-def piece(workshop, target, source, steps):
+def piece(workshop: work.Workshop, target: str, source: str, steps: int) -> Path:
     """File of one transfer in the workshop."""
     return workshop.pieces / f"transfers_{steps}" / target / f"{source}.safetensors"
 
 
-def jobs(workshop):
+def jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
     """All transfers of the plan.
 
     Parameters
@@ -151,6 +167,11 @@ def jobs(workshop):
     -------
     list of (str, str, int)
         Target, source, training steps; those to one target follow each other.
+
+    Examples
+    --------
+    >>> jobs(work.Workshop(work.TINY))[:2]
+    [('rgb2depth', 'rgb2depth', 6), ('rgb2depth', 'edge2d', 6)]
     """
     plan = workshop.plan
     return _jobs(training.sources(workshop), plan.targets, [plan.head_steps]) + _jobs(
@@ -158,13 +179,25 @@ def jobs(workshop):
     )
 
 
-def crossed_jobs(workshop):
-    """The transfers that the crossed part adds to those, as `jobs` gives them."""
+def crossed_jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
+    """The transfers that the crossed part adds to those, as `jobs` gives them.
+
+    Examples
+    --------
+    >>> crossed_jobs(work.Workshop(work.TINY))[0]
+    ('rgb2depth', 'edge2d@separable', 6)
+    """
     return _jobs(training.added(workshop), workshop.plan.targets, [workshop.plan.head_steps])
 
 
-def budget_jobs(workshop):
-    """The transfers of the study of the budget, as `jobs` gives them: all, with other numbers of steps."""
+def budget_jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
+    """The transfers of the study of the budget, as `jobs` gives them: all, with other numbers of steps.
+
+    Examples
+    --------
+    >>> sorted({steps for _, _, steps in budget_jobs(work.Workshop(work.TINY))})
+    [3, 9]
+    """
     return _jobs(training.sources(workshop), workshop.plan.targets, _budgets(workshop))
 
 
@@ -176,7 +209,7 @@ def _budgets(workshop):
     return [steps for steps in workshop.plan.budgets if steps != workshop.plan.head_steps]
 
 
-def collect(workshop):
+def collect(workshop: work.Workshop) -> Path:
     """Write the finished file ``losses_seedS.npz``, which `support.oracle.losses` reads.
 
     Parameters
@@ -206,7 +239,7 @@ def collect(workshop):
     return path
 
 
-def collect_crossed(workshop):
+def collect_crossed(workshop: work.Workshop) -> Path:
     """Write the finished file ``crossed_seedS.npz``: every task of the crossed part in every family.
 
     Parameters
@@ -233,7 +266,7 @@ def collect_crossed(workshop):
     return path
 
 
-def collect_budget(workshop):
+def collect_budget(workshop: work.Workshop) -> Path:
     """Write the finished file ``budget_seedS.npz``: the losses of all transfers with other numbers of training steps.
 
     Parameters

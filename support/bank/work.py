@@ -9,9 +9,11 @@ import multiprocessing.connection
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,11 +72,11 @@ class Plan:
     ships_decoders: bool = True
 
     @property
-    def targets(self):
+    def targets(self) -> tuple[str, ...]:
         """Names of the tasks that are transferred to."""
         return tuple(name for name in self.tasks if TASKS[name].is_target)
 
-    def images(self, split):
+    def images(self, split: str) -> range:
         """The numbers, in a bank, of the images of a split.
 
         Parameters
@@ -89,6 +91,11 @@ class Plan:
         ------
         ValueError
             The bank has not so many images.
+
+        Examples
+        --------
+        >>> TINY.images("test")
+        range(100040, 100080)
         """
         if split == "train":
             chosen, there = rooms.TRAIN[: self.n_train], len(rooms.TRAIN) >= self.n_train
@@ -120,7 +127,7 @@ MIXED = (4, 5, 6)
 CROSSED_BANK = MIXED[0]
 
 
-def plan(seed):
+def plan(seed: int) -> Plan:
     """What the bank of a seed is made of.
 
     Parameters
@@ -174,19 +181,25 @@ class Workshop:
     scratch: Path | None = None
 
     @property
-    def pieces(self):
+    def pieces(self) -> Path:
         """Folder of this bank's unfinished pieces; another plan or another kind of device has another one."""
         told = repr((self.plan, self.device)).encode()
         scratch = Path(self.folder) / "work" if self.scratch is None else Path(self.scratch)
         return scratch / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
 
     @property
-    def families(self):
+    def families(self) -> dict[str, str]:
         """Family of every task's network, dealt like cards: dict of str to str.
 
         The tasks are shuffled within their groups, and the groups laid one behind the other. The families, shuffled
         too, are then dealt in turn. So each gets as many tasks as any other, of the whole and of every group, or one
         more. Only the seed decides.
+
+        Examples
+        --------
+        >>> families = Workshop(plan(4), 4).families
+        >>> families["autoencoder"], sorted(families.values()).count("plain")
+        ('transformer', 5)
         """
         generator = self.generator("families")
         turns = [self.plan.families[k] for k in torch.randperm(len(self.plan.families), generator=generator)]
@@ -197,7 +210,7 @@ class Workshop:
         dealt = dict(zip(cards, itertools.cycle(turns), strict=False))
         return {name: dealt[name] for name in self.plan.tasks}
 
-    def family(self, name):
+    def family(self, name: str) -> str:
         """Family of a network.
 
         Parameters
@@ -208,16 +221,26 @@ class Workshop:
         Returns
         -------
         str
+
+        Examples
+        --------
+        >>> Workshop(plan(4), 4).family("edge2d@residual")
+        'residual'
         """
         task, _, family = name.partition("@")
         return family or self.families.get(task, PLAIN[0])
 
     @property
-    def crossed(self):
+    def crossed(self) -> dict[str, str]:
         """Every network of the crossed part and what it is called here: dict of str to str.
 
         Keys are a task and a family, as ``"edge2d@residual"``; the value is the same, or the bare task for the network
         that the bank has of it in any case.
+
+        Examples
+        --------
+        >>> Workshop(TINY).crossed
+        {'edge2d@plain': 'edge2d', 'edge2d@separable': 'edge2d@separable'}
         """
         dealt = self.families
         return {
@@ -226,7 +249,7 @@ class Workshop:
             for family in self.plan.families
         }
 
-    def generator(self, *names):
+    def generator(self, *names: Any) -> torch.Generator:
         """A random generator of its own for each purpose.
 
         Parameters
@@ -242,13 +265,18 @@ class Workshop:
         digest = hashlib.sha256("/".join(map(str, (self.seed, *names))).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
-    def shards(self):
+    def shards(self) -> list[tuple[str, int, int]]:
         """The parts that images are rendered in.
 
         Returns
         -------
         list of (str, int, int)
             Split, first image, image after the last one.
+
+        Examples
+        --------
+        >>> Workshop(TINY).shards()[0]
+        ('train', 0, 40)
         """
         parts = []
         for split in ("train", "transfer", "test"):
@@ -257,11 +285,11 @@ class Workshop:
                 parts.append((split, start, min(start + self.plan.shard, images.stop)))
         return parts
 
-    def shard_folder(self, split, start):
+    def shard_folder(self, split: str, start: int) -> Path:
         """Folder of a rendered part; it is there when it is complete."""
         return self.pieces / split / f"{start:06d}"
 
-    def images(self, split, task):
+    def images(self, split: str, task: str) -> torch.Tensor:
         """What a task's network sees.
 
         Parameters
@@ -281,7 +309,7 @@ class Workshop:
         """
         return self._stored(split, f"input_{task}.npy", "rgb.npy")
 
-    def targets(self, split, task):
+    def targets(self, split: str, task: str) -> torch.Tensor:
         """What a task's network shall say.
 
         Parameters
@@ -301,7 +329,7 @@ class Workshop:
         """
         return self._stored(split, f"target_{task}.npy")
 
-    def sees_rgb(self, task):
+    def sees_rgb(self, task: str) -> bool:
         """Whether a task's network sees the plain image, as most do."""
         split, start, _ = self.shards()[0]
         return not (self.shard_folder(split, start) / f"input_{task}.npy").is_file()
@@ -321,7 +349,7 @@ class Workshop:
         return torch.from_numpy(np.concatenate(parts))
 
 
-def render(workshop, split, start, stop):
+def render(workshop: Workshop, split: str, start: int, stop: int) -> None:
     """Render a part of a bank's rooms and store what every task sees and shall say.
 
     Parameters
@@ -387,7 +415,7 @@ def _remove(path):
     path.unlink(missing_ok=True)
 
 
-def sweep(workshop):
+def sweep(workshop: Workshop) -> None:
     """Remove what processes that were killed have left half written of a bank.
 
     Parameters
@@ -400,7 +428,7 @@ def sweep(workshop):
         _remove(path)
 
 
-def save_tensors(path, tensors, families=None):
+def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], families: dict[str, str] | None = None) -> None:
     """Write a safetensors file that is either complete or not there.
 
     Parameters
@@ -416,7 +444,7 @@ def save_tensors(path, tensors, families=None):
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, metadata)
 
 
-def save_arrays(path, **arrays):
+def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write a compressed npz file that is either complete or not there.
 
     Parameters
@@ -429,7 +457,7 @@ def save_arrays(path, **arrays):
             np.savez_compressed(file, **arrays)
 
 
-def run(function, jobs, workers, title):
+def run(function: Callable, jobs: list[tuple], workers: int, title: str) -> list:
     """Do independent jobs, in this process or in several, with a progress bar.
 
     Every process computes with one thread, so that results do not depend on the number of processes.
@@ -453,6 +481,11 @@ def run(function, jobs, workers, title):
     ------
     RuntimeError
         A process was killed from outside, most often for want of memory.
+
+    Examples
+    --------
+    >>> run(pow, [(2, 3), (3, 2)], 1, "powers")
+    [8, 9]
     """
     with tqdm(total=len(jobs), desc=title, disable=not jobs) as bar:
         if workers == 1 or len(jobs) < 2:
