@@ -210,6 +210,15 @@ def test_keypoints_move_with_the_photograph():
     assert inside.sum() > 40 and np.median(nearest) < 2.5 < np.median(at_random)
 
 
+def test_every_example_that_can_be_right_is_right():
+    found = answers.examples({encoder.name: encoder for encoder in zoo.load_all("package")})
+    assert [example.is_right for example in found] == [None, True, True, True, True, None, True, True]
+    assert [example.title for example in found][3:5] == ["PP-OCR: “CAFE”", "page: turned 90°"]
+    for example in found:
+        assert example.picture.ndim == 3 and example.picture.shape[2] == 3
+        assert 0 <= example.picture.min() < example.picture.max() <= 1
+
+
 # every network
 
 
