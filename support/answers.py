@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from support import probe, wheels
+from support import probe
+from support.sources import shared
 
 FACE = (160, 50, 290, 180)  # left, top, right and bottom of the face in astronaut.png, in pixels
 LETTERS = {"R": (70, 70), "K": (260, 90), "7": (120, 270), "A": (290, 300)}  # written on coffee.png at these places
@@ -31,7 +32,7 @@ def read(encoder, images):
     list of str
         One an image; empty where it reads nothing.
     """
-    model = onnx.load(wheels.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
+    model = onnx.load(shared.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
     known = next(entry.value for entry in model.metadata_props if entry.key == "character").split("\n")
     characters = ["", *known, " "]  # the first is CTC's blank
     with torch.no_grad():
@@ -158,7 +159,7 @@ def examples(encoders):
     sign = probe.photograph("pexels-4543103.jpg")[280:1280, 380:1440]
     left, top, right, bottom = FACE
     face = astronaut[top:bottom, left:right]
-    page = Image.open(wheels.find("scikit-image", "skimage/data/page.png")).convert("RGB")
+    page = Image.open(shared.find("scikit-image", "skimage/data/page.png")).convert("RGB")
     page = np.rot90(np.asarray(page, np.float32) / 255, axes=(1, 0)).copy()  # a quarter to the right
     captcha = _captcha()
 

@@ -13,26 +13,13 @@ AXES = ("model", "image", "reference", "y", "x", "channel")
 
 
 def checked(maps: Any, channels: str) -> xr.DataArray:
-    """Maps with their axes in one order.
-
-    Parameters
-    ----------
-    maps : xarray.DataArray
-        (model, image, y, x), with the axes reference and channel or without, in any order. Not read.
-    channels : {"mean", "keep"}
-        Whether maps are averaged over their channels.
-
-    Returns
-    -------
-    xarray.DataArray
-        The maps, with their axes in the order of `AXES`.
+    """Maps, not read yet, with their axes in the order of `AXES`; reference and channel may be missing.
 
     Raises
     ------
-    TypeError
-        No DataArray, or no real numbers.
-    ValueError
-        Other axes, no model names or one that occurs twice, no map, or no channels to keep.
+    TypeError, ValueError
+        No DataArray of real numbers, other axes, no model names or one that occurs twice, no map, no channels to keep,
+        or `channels` is neither "mean" nor "keep".
 
     Examples
     --------
@@ -41,7 +28,7 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
     ('model', 'image', 'y', 'x')
     """
     labels.choice(channels, "channels", ("mean", "keep"))
-    maps = labels.data_array(maps, "maps", "as attribution.attribute returns it")
+    maps = labels.named(maps, "maps")
     if "attribution" in maps.dims:
         raise ValueError('the maps are of several methods: select one, e.g. maps.sel(attribution="saliency")')
     axes = [axis for axis in AXES if axis in maps.dims or axis not in ("reference", "channel")]
@@ -56,25 +43,16 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
         raise ValueError(f"there is no map to compare: {dict(maps.sizes)}")
     if maps.dtype.kind not in "biuf":
         raise TypeError(f"the maps are of the type {maps.dtype}: real numbers are needed")
-    labels.distinct(maps, "maps", ["model"])
+    labels.named(maps, "maps", ["model"])
     return maps.transpose(*axes)
 
 
 def blocks(maps: xr.DataArray, channels: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read maps in blocks of images, of at most `VALUES_AT_ONCE` values or one image.
+    """Yield labels of images and their maps, in blocks of at most `VALUES_AT_ONCE` values or one image.
 
-    Parameters
-    ----------
-    maps : xarray.DataArray
-        As `checked` returns them.
-    channels : {"mean", "keep"}
-        Average the maps over their channels, or lay the channels in the row too.
-
-    Yields
-    ------
-    (numpy.ndarray, numpy.ndarray)
-        Labels of the images, and their maps as float32 (image, reference, model, values); a view where they are float32
-        already. Maps of another type may come multiplied by powers of two, so that their squares fit.
+    The maps come as float32 (image, reference, model, values), averaged over their channels or with the channels in the
+    row too; as a view where they are float32 already. Those of another type may come multiplied by powers of two, so
+    that their squares fit.
 
     Examples
     --------
@@ -109,19 +87,7 @@ def _rows(block: xr.DataArray, channels: str) -> np.ndarray:
 
 
 def unit(points: np.ndarray, models: Sequence[Any], images: Sequence[Any]) -> np.ndarray:
-    """Divide every map by its length, also where its squares have no float32.
-
-    Parameters
-    ----------
-    points : numpy.ndarray
-        (image, reference, model, values), float32.
-    models, images : sequence
-        Their labels, for the error.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, of the same shape.
+    """Divide every map of (image, reference, model, values) by its length, also where its squares have no float32.
 
     Raises
     ------

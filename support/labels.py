@@ -1,4 +1,8 @@
-"""What the modules of numbers ask of their arguments, and the sentence that says what is wrong with which of them."""
+"""What the modules of numbers ask of their arguments, and the sentence that says what is wrong with which of them.
+
+`name` is always what the argument is called in that sentence. TypeError is for what is of the wrong kind, such as
+an array without names, and ValueError for what is of the right kind and out of range.
+"""
 
 import operator
 from collections.abc import Iterable
@@ -12,27 +16,7 @@ WHOLE = 2**53  # whole numbers up to here are exact in float64
 
 
 def count(value: Any, name: str, low: int = 1, high: int | None = None) -> int:
-    """A whole number in a range.
-
-    Parameters
-    ----------
-    value
-        What was given.
-    name : str
-        Its name, for the error.
-    low, high : int
-        The smallest and the largest number allowed; no largest one by default.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    TypeError
-        No whole number, such as ``"3"``, 3.0, True or None.
-    ValueError
-        Out of range.
+    """A whole number from `low` to `high`; True is none.
 
     Examples
     --------
@@ -53,13 +37,6 @@ def count(value: Any, name: str, low: int = 1, high: int | None = None) -> int:
 def share(value: Any, name: str, closed: bool = False) -> float:
     """A number in (0, 1), or with `closed` in (0, 1].
 
-    Raises
-    ------
-    TypeError
-        No real number.
-    ValueError
-        Out of range, or NaN.
-
     Examples
     --------
     >>> share(0.95, "level")
@@ -74,12 +51,7 @@ def share(value: Any, name: str, closed: bool = False) -> float:
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:
-    """One of several names.
-
-    Raises
-    ------
-    ValueError
-        Another one; the message lists those known.
+    """One of the names known, which the error lists.
 
     Examples
     --------
@@ -93,14 +65,9 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def real(values: Any, name: str) -> np.ndarray:
-    """Real numbers of any shape as float64; NaN and infinity stay. It may share the memory of what was given.
+    """Real numbers of any shape as float64, NaN and infinity too; the memory may be that of what was given.
 
-    Raises
-    ------
-    TypeError
-        Complex numbers, objects, texts, dates, or what is no array at all.
-    ValueError
-        Masked values, or whole numbers too large to be exact in float64.
+    Refused are complex numbers, objects, texts, dates, masked values, and whole numbers that float64 rounds.
 
     Examples
     --------
@@ -129,25 +96,9 @@ def finite(
     low: float = -LARGEST,
     high: float = LARGEST,
 ) -> None:
-    """Make sure that all values are numbers in a range, by default one in which sums and differences stay finite.
+    """Make sure that all values but those in the mask `apart` are numbers from `low` to `high`.
 
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Floating point, of any shape.
-    name : str
-        What they are, for the error.
-    axes : dict of str to sequence, or to None
-        The name of each axis, and the names along it; None where they are 0, 1, 2, …
-    apart : numpy.ndarray of bool, optional
-        Values that may be anything.
-    low, high : float, default ±1e304
-        Bounds of the range.
-
-    Raises
-    ------
-    ValueError
-        NaN, infinity, or a number out of range; the first one is named.
+    `axes` has the name of each axis, and the names along it (None for 0, 1, 2, …), by which the first other is named.
 
     Examples
     --------
@@ -155,8 +106,7 @@ def finite(
     Traceback (most recent call last):
     ValueError: score is nan at target reshade: leave it out, or compute it again
     """
-    top = float(np.finfo(values.dtype).max)
-    kind = values.dtype.type
+    top, kind = float(np.finfo(values.dtype).max), values.dtype.type
     wrong = ~((values >= kind(max(low, -top))) & (values <= kind(min(high, top))))
     if apart is not None:
         wrong &= ~apart
@@ -170,18 +120,7 @@ def finite(
 
 
 def varies(values: np.ndarray, axis: int | None = None) -> Any:
-    """Whether values differ by more than rounding: by 1e-12 of the largest.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        float64, finite as `finite` has it.
-    axis : int, optional
-        Along which they are compared; all of them by default.
-
-    Returns
-    -------
-    bool or numpy.ndarray of bool
+    """Whether finite values, all or along an axis, differ by more than rounding: by 1e-12 of the largest.
 
     Examples
     --------
@@ -191,82 +130,17 @@ def varies(values: np.ndarray, axis: int | None = None) -> Any:
     return np.ptp(values, axis=axis) > 1e-12 * np.abs(values).max(axis=axis)
 
 
-def data_array(values: Any, name: str, hint: str) -> xr.DataArray:
-    """An array with names along its axes.
-
-    Raises
-    ------
-    TypeError
-        Anything but a DataArray; the message ends with `hint`.
+def named(values: Any, name: str, axes: Iterable[str] = ()) -> xr.DataArray:
+    """A DataArray that has names along some axes, none of them missing or given twice.
 
     Examples
     --------
-    >>> data_array(np.eye(2), "maps", "as attribute returns it")
-    Traceback (most recent call last):
-    TypeError: maps is a ndarray: pass an xarray.DataArray as attribute returns it
-    """
-    if not isinstance(values, xr.DataArray):
-        raise TypeError(f"{name} is a {type(values).__name__}: pass an xarray.DataArray {hint}")
-    return values
-
-
-def labelled(values: Any, name: str, axes: Iterable[str], named: Iterable[str] | None = None) -> xr.DataArray:
-    """A labelled array as float64, its axes in the order of `axes`; NaN and infinity stay.
-
-    Parameters
-    ----------
-    values
-        What was given.
-    name : str
-        What it is, for the error.
-    axes : sequence of str
-        Its dimensions, in the order wanted.
-    named : sequence of str, optional
-        Those that must have distinct names along them; all by default.
-
-    Returns
-    -------
-    xarray.DataArray
-        float64, with the coordinates and attributes given.
-
-    Raises
-    ------
-    TypeError
-        No DataArray, or no real numbers.
-    ValueError
-        Other dimensions, a dimension without names, a name missing or given twice, or nothing in the array.
-
-    Examples
-    --------
-    >>> labelled(xr.DataArray([[1]], {"b": ["y"], "a": ["x"]}, ("b", "a")), "score", ("a", "b")).dims
-    ('a', 'b')
-    """
-    axes = tuple(axes)
-    hint = f"with the dimensions {' and '.join(axes)}, and with the names along them as coordinates"
-    values = data_array(values, name, hint)
-    if sorted(map(str, values.dims)) != sorted(axes):
-        raise ValueError(f"{name} has the dimensions {values.dims}, expected {' and '.join(axes)}")
-    distinct(values, name, axes if named is None else named)
-    if not values.size:
-        raise ValueError(f"{name} is empty: its sizes are {dict(values.sizes)}, each must be at least one")
-    values = values.transpose(*axes)
-    return values.copy(data=real(values.data, name))
-
-
-def distinct(values: xr.DataArray, name: str, axes: Iterable[str]) -> None:
-    """Make sure that an array has names along some axes, and none of them twice.
-
-    Raises
-    ------
-    ValueError
-        No names along an axis, a name missing, or one given twice.
-
-    Examples
-    --------
-    >>> distinct(xr.DataArray([1, 2], {"model": ["a", "a"]}, ("model",)), "affinity", ["model"])
+    >>> named(xr.DataArray([1, 2], {"model": ["a", "a"]}, ("model",)), "affinity", ["model"])
     Traceback (most recent call last):
     ValueError: affinity has the model a more than once: keep one of them, or rename them
     """
+    if not isinstance(values, xr.DataArray):
+        raise TypeError(f"{name} is a {type(values).__name__}: pass an xarray.DataArray with names along its axes")
     for axis in axes:
         index = values.indexes.get(axis)
         if index is None or index.hasnans:
@@ -275,36 +149,49 @@ def distinct(values: xr.DataArray, name: str, axes: Iterable[str]) -> None:
         if not index.is_unique:
             twice = ", ".join(map(str, index[index.duplicated()].unique()))
             raise ValueError(f"{name} has the {axis} {twice} more than once: keep one of them, or rename them")
+    return values
+
+
+def labelled(values: Any, name: str, axes: Iterable[str], others: Iterable[str] = ()) -> xr.DataArray:
+    """A labelled array as float64, NaN and infinity too, its axes in the order given; those in `others` need no names.
+
+    Examples
+    --------
+    >>> labelled(xr.DataArray([[1]], {"b": ["y"], "a": ["x"]}, ("b", "a")), "score", ("a", "b")).dims
+    ('a', 'b')
+    """
+    axes = tuple(axes)
+    if set(named(values, name).dims) != set(axes):
+        raise ValueError(f"{name} has the dimensions {values.dims}, expected {' and '.join(map(str, axes))}")
+    named(values, name, set(axes) - set(others))
+    if not values.size:
+        raise ValueError(f"{name} is empty: its sizes are {dict(values.sizes)}, each must be at least one")
+    values = values.transpose(*axes)
+    return values.copy(data=real(values.data, name))
 
 
 def matrix(values: Any, name: str, missing: str = "none", symmetric: bool = False, fewest: int = 1) -> xr.DataArray:
-    """A matrix of sources and targets.
+    """A matrix of sources and targets as float64 (source, target).
 
     Parameters
     ----------
-    values
-        What was given.
-    name : str
-        What it is, for the error.
+    values, name
+        What was given, and what it is called.
     missing : {"none", "own", "any"}, default "none"
         What need not be a number: nothing, the pairs of a model with itself, or any pair, which is NaN then.
     symmetric : bool, default False
-        Whether it must have the same names on both axes and the same values both ways.
+        Whether it must have the same names on both axes, and the same values both ways; targets are then brought into
+        the order of the sources.
     fewest : int, default 1
         Smallest number of sources.
-
-    Returns
-    -------
-    xarray.DataArray
-        float64 (source, target); of a symmetric one, the targets in the order of the sources.
 
     Raises
     ------
     TypeError
         No DataArray, or no real numbers.
     ValueError
-        As for `labelled`; a value that is not finite where it has to be, source and target are named; not symmetric;
-        or too few sources.
+        Other dimensions, a name that is missing or given twice, a value that is not finite (its pair is named), a
+        matrix that is not symmetric, or one that is too small.
 
     Examples
     --------
@@ -318,17 +205,15 @@ def matrix(values: Any, name: str, missing: str = "none", symmetric: bool = Fals
     if symmetric:
         if set(sources) != set(targets):
             raise ValueError(f"{name} has different sources and targets: a symmetric matrix of the same is needed")
-        found = found.sel(target=sources)
-        targets = sources
+        found, targets = found.sel(target=sources), sources
     own = np.asarray(sources, object)[:, None] == np.asarray(targets, object)
     apart = {"none": np.zeros_like(own), "own": own, "any": np.isnan(found.values)}[missing]
     finite(found.values, name, {"source": sources, "target": targets}, apart)
     if symmetric:
-        size = np.abs(found.values, where=~apart, out=np.zeros(found.shape))
-        unequal = np.abs(found.values - found.values.T, where=~apart, out=np.zeros(found.shape)) > 1e-6 * size.max()
-        for one, other in np.argwhere(unequal)[:1]:
+        kept = np.where(apart, 0, found.values)
+        for one, other in np.argwhere(np.abs(kept - kept.T) > 1e-6 * np.abs(kept).max())[:1]:
             raise ValueError(
-                f"{name} is not symmetric: {found.values[one, other]} from {sources[one]} to {sources[other]} and "
-                f"{found.values[other, one]} back"
+                f"{name} is not symmetric: {kept[one, other]} from {sources[one]} to {sources[other]} and "
+                f"{kept[other, one]} back"
             )
     return found

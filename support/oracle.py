@@ -43,11 +43,8 @@ def win_rates(losses: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, no source, target or image, a name that is missing or occurs twice, or a loss that is not
-        finite: its source and target are named.
+    TypeError, ValueError
+        As for `labels.matrix`; source and target of a loss that is not finite are named.
 
     Examples
     --------
@@ -56,7 +53,7 @@ def win_rates(losses: xr.DataArray) -> xr.DataArray:
     >>> win_rates(losses).sel(target="t", source="a", rival="b").item()
     0.625
     """
-    losses = labels.labelled(losses, "losses", ("target", "source", "image"), named=("target", "source"))
+    losses = labels.labelled(losses, "losses", ("target", "source", "image"), others=("image",))
     values = losses.values
     labels.finite(values, "loss", {axis: losses[axis].values for axis in losses.dims})
     rates = np.empty((len(values), values.shape[1], values.shape[1]))
@@ -89,11 +86,8 @@ def ahp(win_rates: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, sources that are not the rivals, or a rate outside
-        [1e-6, 1 − 1e-6]: it is named.
+    TypeError, ValueError
+        As for `labels.matrix`, sources that are not the rivals, or a rate outside [1e-6, 1 − 1e-6].
 
     Examples
     --------
@@ -152,7 +146,7 @@ def transferability(losses: xr.DataArray) -> xr.DataArray:
     >>> transferability(losses).to_series().to_dict()
     {('a', 'a'): nan, ('b', 'a'): 1.0}
     """
-    losses = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
     sources = [name for name in losses.source.values.tolist() if name != RANDOM]
     for target in losses.target.values.tolist():
         if not set(sources) - {target}:
@@ -180,10 +174,8 @@ def priority(truth: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, or an infinite score; it is named.
+    TypeError, ValueError
+        As for `labels.matrix`; NaN is allowed.
 
     Examples
     --------
@@ -218,10 +210,8 @@ def agreement(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArrays of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite score, or no target in common.
+    TypeError, ValueError
+        As for `priority`, or no target in common.
 
     Warns
     -----
@@ -286,7 +276,7 @@ def half_splits(losses: xr.DataArray, n_splits: int = 10, seed: int = 0) -> list
     >>> [agreement(*pair).sizes["target"] for pair in half_splits(losses, n_splits=2)]
     [1, 1]
     """
-    losses = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
     n_splits, seed = labels.count(n_splits, "n_splits"), labels.count(seed, "seed", 0)
     half = losses.sizes["image"] // 2
     if not half:
@@ -317,11 +307,9 @@ def tree(truth: xr.DataArray) -> np.ndarray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite score, fewer than two sources, or two that
-        cannot be compared: fewer than three targets in common, or the same place for all of them.
+    TypeError, ValueError
+        As for `priority`, or two sources that cannot be compared: fewer than three targets in common, or the same place
+        for all of them.
 
     Examples
     --------
@@ -364,11 +352,9 @@ def select_sources(affinity: xr.DataArray, budget: int) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers, or a budget that is no whole number.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, an infinite affinity, a budget below 1, a target that
-        no source can serve, or a budget too small to serve all targets.
+    TypeError, ValueError
+        As for `priority`, a budget that is no whole number from 1, a target that no source can serve, or a budget too
+        small to serve all targets.
 
     Examples
     --------
@@ -391,22 +377,13 @@ def select_sources(affinity: xr.DataArray, budget: int) -> xr.DataArray:
     n_sources, n_targets = values.shape
     assign = sparse.eye_array(n_sources * n_targets)  # one 0-1 variable per (source, target), after one per source
     label = sparse.kron(sparse.eye_array(n_sources), np.ones((n_targets, 1)))
+    each = sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets))
+    nothing = sparse.csr_array((n_targets, n_sources))
     own = [(sources.index(target), column) for column, target in enumerate(targets) if target in sources]
     own_label = sparse.csr_array(np.array([[row == source for row in range(n_sources)] for source, _ in own], float))
     constraints = [
-        optimize.LinearConstraint(  # a source that is used is labelled
-            sparse.hstack([-label, assign]), ub=0
-        ),
-        optimize.LinearConstraint(  # one source for each target
-            sparse.hstack(
-                [
-                    sparse.csr_array((n_targets, n_sources)),
-                    sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets)),
-                ]
-            ),
-            lb=1,
-            ub=1,
-        ),
+        optimize.LinearConstraint(sparse.hstack([-label, assign]), ub=0),  # a source that is used is labelled
+        optimize.LinearConstraint(sparse.hstack([nothing, each]), lb=1, ub=1),  # one source for each target
         optimize.LinearConstraint(np.r_[np.ones(n_sources), np.zeros(n_sources * n_targets)], ub=budget),
     ]
     if own:  # a labelled target keeps its own network
@@ -454,12 +431,10 @@ def losses(seed: int, folder: str | Path = DATA / "bank") -> xr.Dataset:
 
     Raises
     ------
-    TypeError
-        A seed that is no whole number.
+    TypeError, ValueError
+        A seed that is no whole number from 0, or a damaged file.
     FileNotFoundError
         That bank has not been made; the message gives the command.
-    ValueError
-        A negative seed, or a damaged file; the message names it.
 
     Examples
     --------
@@ -589,12 +564,8 @@ def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank")
 
     Raises
     ------
-    TypeError
-        A seed that is no whole number.
-    ValueError
+    TypeError, ValueError, FileNotFoundError
         No such oracle, a seed given for ``"taskonomy"``, or as for `losses`.
-    FileNotFoundError
-        That bank has not been made; the message gives the command.
 
     Examples
     --------

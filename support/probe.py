@@ -14,7 +14,8 @@ import xarray as xr
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from support import labels, wheels
+from support import labels
+from support.sources import shared
 
 TABLE = Path(__file__).parents[1] / "data" / "photographs.csv"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -156,7 +157,7 @@ def _locate(source, size):
     if shorter.max() < size:
         raise ValueError(f"no photograph of {source} has {size} pixels a side: choose size up to {shorter.max()}")
     rows = list(table[shorter >= size].itertuples(index=False))
-    return _Photographs(rows, lambda row: wheels.find(row.package, row.file, row.sha256, row.version), False, [])
+    return _Photographs(rows, lambda row: shared.find(row.package, row.file, row.sha256, row.version), False, [])
 
 
 def _sample(photographs, n_images, size, seed, crop):
@@ -202,7 +203,7 @@ def _sample(photographs, n_images, size, seed, crop):
 def _of_photographs(chosen, photographs, source, seed, size):
     """Tiles of photographs, labelled as `load` describes."""
     rows = photographs.rows
-    digests = {index: rows[index].sha256 or wheels.sha256(photographs.path(rows[index])) for index, *_ in chosen}
+    digests = {index: rows[index].sha256 or shared.sha256(photographs.path(rows[index])) for index, *_ in chosen}
     values = np.stack([_rgb(pixels) for *_, pixels in chosen])
     provenance = {name: [getattr(rows[index], name) for index, *_ in chosen] for name in _OF_FILE}
     provenance["sha256"] = [digests[index] for index, *_ in chosen]
@@ -275,8 +276,7 @@ def manifest(images: xr.DataArray) -> pd.DataFrame:
     >>> manifest(load("rooms", n_images=2, size=16))["side"].tolist()
     [16, 16]
     """
-    images = labels.data_array(images, "images", "as probe.load returns it")
-    missing = [name for name in PROVENANCE if name not in images.coords]
+    missing = [name for name in PROVENANCE if name not in labels.named(images, "images").coords]
     if missing:
         raise ValueError(f"images lack {', '.join(missing)}: pass what probe.load returned, or a selection of it")
     return pd.DataFrame({name: np.atleast_1d(images[name].values) for name in PROVENANCE})
@@ -354,7 +354,7 @@ def photograph(file: str, folder: str | Path | None = None) -> np.ndarray:
         names = ", ".join(name.rsplit("/")[-1] for name in table["file"])
         raise ValueError(f'no photograph "{file}": choose one of {names}')
     row = match.iloc[0]
-    return _rgb(np.asarray(_read(wheels.find(row.package, row.file, row.sha256, row.version), 1)))
+    return _rgb(np.asarray(_read(shared.find(row.package, row.file, row.sha256, row.version), 1)))
 
 
 def _table():

@@ -46,11 +46,9 @@ def precision_at_k(
 
     Raises
     ------
-    TypeError
-        No DataArrays of real numbers, or a k or n_relevant that is no whole number.
-    ValueError
-        Other dimensions, a name that is missing or occurs twice, a target that `affinity` lacks, no source in common, a
-        score of a candidate that is not finite (source and target are named), or k or n_relevant out of range.
+    TypeError, ValueError
+        As for `labels.matrix`, but for the scores of own models, a target that `affinity` lacks, no source in common,
+        or a k or n_relevant that is no whole number in its range.
 
     Examples
     --------
@@ -322,7 +320,7 @@ def regret(affinity: xr.DataArray, losses: xr.DataArray, k: int = 1, mean: bool 
     (0.0, 2.5)
     """
     if "image" in getattr(losses, "dims", ()):
-        per_image = labels.labelled(losses, "losses", ("source", "target", "image"), named=("source", "target"))
+        per_image = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
         losses = per_image.mean("image", skipna=False)
     losses = labels.labelled(losses, "losses", ("source", "target"))
     scores, gains, usable = _candidates(affinity, -losses, truth_is="minus the losses")
@@ -460,11 +458,9 @@ def mantel(
 
     Raises
     ------
-    TypeError
-        No DataArrays of real numbers, or an argument that is no whole number.
-    ValueError
-        Not the same models on all axes, fewer than four, a name that is missing or occurs twice, a matrix that is not
-        symmetric and finite outside its diagonal, or one whose pairs are all alike.
+    TypeError, ValueError
+        As for `labels.matrix`, not the same models on all axes, fewer than four, a matrix whose pairs are all alike, or
+        a number that is no whole one.
 
     Examples
     --------
@@ -525,11 +521,8 @@ def cohesion(affinity: xr.DataArray, members: Any, n_permutations: int = 9_999, 
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers, or members that are not true or false.
-    ValueError
-        Other axes, names that are missing or occur twice, a matrix that is not symmetric and finite, fewer than two
-        members or none outside.
+    TypeError, ValueError
+        As for `labels.matrix`, members that are not true or false, fewer than two of them or none outside.
 
     Examples
     --------
@@ -642,10 +635,9 @@ def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed:
 
     Raises
     ------
-    TypeError
-        No real numbers, or a number of draws or a seed that is no whole number.
-    ValueError
-        No values, no dimension, a value that is not finite (its place is named), or a level outside (0, 1).
+    TypeError, ValueError
+        No values, no dimension, a value that is no finite number (its place is named), a level outside (0, 1), or a
+        number of draws or seed that is no whole number.
 
     Examples
     --------
@@ -688,9 +680,7 @@ def paired_bootstrap(
 
     Raises
     ------
-    TypeError
-        No DataArrays, or as for `bootstrap`.
-    ValueError
+    TypeError, ValueError
         The two do not have the same dimensions and names, a name is missing or occurs twice, or as for `bootstrap`.
 
     Examples
@@ -701,11 +691,10 @@ def paired_bootstrap(
     0.15
     """
     both = [(first, "the first"), (second, "the second")]
-    first, second = (labels.data_array(values, what, "with the names of the targets") for values, what in both)
-    axes = list(first.dims)
-    if set(axes) == set(second.dims):
+    axes, others = (list(labels.named(values, what).dims) for values, what in both)
+    if set(axes) == set(others):
         first, second = (labels.labelled(values, what, axes) for values, what in both)
-    if set(axes) != set(second.dims) or any(
+    if set(axes) != set(others) or any(
         set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in axes
     ):
         raise ValueError(

@@ -43,12 +43,10 @@ def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
 
     Raises
     ------
-    TypeError
-        No arrays of real numbers.
-    ValueError
-        Not two dimensions, different or fewer than 4 samples, values that are not finite or beyond ±1e304, the same
-        features for all samples, `variance` out of range, or fewer than 5 samples per kept direction (the message says
-        how many are needed).
+    TypeError, ValueError
+        No real numbers, not two dimensions, different or fewer than 4 samples, values that are not finite or beyond
+        ±1e304, the same features for all samples, `variance` out of range, or fewer than 5 samples per kept direction
+        (the message says how many are needed).
 
     Examples
     --------
@@ -181,11 +179,9 @@ def samples(representations: Any, kind: str, grid: tuple[int, int] | None = None
 
     Raises
     ------
-    TypeError
-        No array of real numbers.
-    ValueError
-        Other kinds or dimensions, an empty array, values that are not finite or beyond ±1e304, or a grid that is not
-        two positive whole numbers.
+    TypeError, ValueError
+        No real numbers, other kinds or dimensions, an empty array, values that are not finite or beyond ±1e304, or a
+        grid that is not two positive whole numbers.
 
     Examples
     --------
@@ -264,10 +260,8 @@ def matrix(
 
     Raises
     ------
-    TypeError
-        `reps` is no dict, or holds what is no array of real numbers.
-    ValueError
-        Unknown method, no network, `variance` out of range, different numbers of images, networks with and without
+    TypeError, ValueError
+        `reps` is no dict or an empty one, unknown method, different numbers of images, networks with and without
         positions, or as for `samples` and for the function of that method; the network is named.
 
     Examples

@@ -13,21 +13,8 @@ from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
 from support import directions, labels
-from support.library import HASHES, ModelSpace, sketch, sketch_size
+from support.library import HASHES, ModelSpace, sketch, sketch_size  # noqa: F401, passed on
 
-__all__ = [
-    "HASHES",
-    "ModelSpace",
-    "affinity",
-    "chance",
-    "cophenetic_agreement",
-    "cosines",
-    "distance",
-    "neighbours",
-    "sketch",
-    "sketch_size",
-    "tree",
-]
 SQUARES = (1e-24, 1e30)  # a map's sum of squares within these bounds is as exact in float32 as its values are
 ROUNDING = 1e-6  # by so much a mean of cosines in float32 may be beyond 1
 
@@ -54,11 +41,9 @@ def affinity(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray, or values that are no real numbers.
-    ValueError
-        Wrong dimensions (several methods: select one), a model without a name or two of one name, or a map that is zero
-        everywhere or not finite; model and image are named.
+    TypeError, ValueError
+        No DataArray of real numbers, wrong dimensions (several methods: select one), a model without a name or two of
+        one name, or a map that is zero everywhere or not finite; model and image are named.
 
     Examples
     --------
@@ -186,10 +171,8 @@ def distance(affinity: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        A value that is no mean of cosines, since it is NaN or outside [−1, 1]; its place is named.
+    TypeError, ValueError
+        No DataArray of real numbers, or a value that is NaN or outside [−1, 1]; its place is named.
 
     Examples
     --------
@@ -197,8 +180,7 @@ def distance(affinity: xr.DataArray) -> xr.DataArray:
     >>> distance(xr.DataArray([[0.5], [-0.1]], names, ("source", "target"))).values.ravel().tolist()
     [2.0, inf]
     """
-    affinity = labels.data_array(affinity, "affinity", "as the function of that name returns it")
-    values = labels.real(affinity.data, "affinity")
+    values = labels.real(labels.named(affinity, "affinity").data, "affinity")
     axes = {str(axis): affinity[axis].values for axis in affinity.dims}
     labels.finite(values, "affinity", axes, low=-1 - ROUNDING, high=1 + ROUNDING)
     with np.errstate(divide="ignore", over="ignore"):
@@ -225,8 +207,7 @@ def neighbours(affinity: xr.DataArray, k: int | None = None) -> pd.DataFrame:
     Raises
     ------
     TypeError, ValueError
-        As for `labels.matrix`: no labelled matrix, names that are missing or occur twice, a value that is not finite.
-        Or k is not a positive whole number.
+        As for `labels.matrix`, or k is not a positive whole number.
 
     Examples
     --------
@@ -263,11 +244,8 @@ def tree(affinity: xr.DataArray) -> np.ndarray:
 
     Raises
     ------
-    TypeError
-        No DataArray of real numbers.
-    ValueError
-        The matrix is not symmetric with the same models on both axes, has names that are missing or occur twice, fewer
-        than two models, or a value that is not finite or above 1; the pair is named.
+    TypeError, ValueError
+        As for `labels.matrix`, or a value above 1; the pair is named.
 
     Examples
     --------

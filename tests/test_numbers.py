@@ -522,7 +522,7 @@ def test_maps_that_have_no_affinity_are_refused():
     maps = xr.DataArray(np.ones((2, 3, 2, 2)), {"model": ["a", "b"]}, ("model", "image", "y", "x"))
     for call in (space.affinity, space.chance, space.cosines, lambda m: space.ModelSpace().insert("a", m[:1])):
         for wrong, error, message in [
-            (maps.values, TypeError, "maps is a ndarray: pass an xarray.DataArray as attribution"),
+            (maps.values, TypeError, "maps is a ndarray: pass an xarray.DataArray"),
             (maps.astype(complex), TypeError, "complex128: real numbers"),
             (maps.astype(object), TypeError, "object: real numbers"),
             (maps.isel(y=slice(0)), ValueError, "no map to compare"),

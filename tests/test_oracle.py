@@ -362,3 +362,48 @@ def test_tree_of_the_published_rankings_keeps_2d_and_3d_tasks_apart():
     groups = dict(zip(truth.source.values, hierarchy.fcluster(oracle.tree(truth), 2, "maxclust"), strict=True))
     assert groups["rgb2sfnorm"] == groups["reshade"] == groups["keypoint3d"] != groups["autoencoder"]
     assert groups["autoencoder"] == groups["denoise"]
+
+
+def test_heights_of_the_tree_are_means_over_the_pairs_of_sources():
+    rng = np.random.default_rng(3)
+    truth = matrix(rng.random((4, 9)))
+    places = oracle.priority(truth).values
+    far = 1 - np.corrcoef(places)
+    joined, found = [{0}, {1}, {2}, {3}], []
+    while len(joined) > 1:
+        pairs = list(itertools.combinations(joined, 2))
+        heights = [np.mean([far[i, j] for i in one for j in other]) for one, other in pairs]
+        one, other = pairs[int(np.argmin(heights))]
+        found.append(min(heights))
+        joined = [group for group in joined if group not in (one, other)] + [one | other]
+    np.testing.assert_allclose(oracle.tree(truth)[:, 2], found)
+
+
+def test_one_entry_adds_an_oracle(monkeypatch, tmp_path):
+    mine = matrix([[0.1], [0.9]])
+    monkeypatch.setitem(oracle.ORACLES, "mine", lambda seed, folder: mine + (seed or 0) + len(str(folder)))
+    assert float(oracle.load("mine", seed=2, folder="abc")[0, 0]) == 5.1
+    with pytest.raises(ValueError, match="known: bank, taskonomy, mine"):
+        oracle.load("yours")
+
+
+def test_a_damaged_bank_is_named_with_the_command_that_makes_it_again(tmp_path):
+    path = tmp_path / "losses_seed3.npz"
+    np.savez_compressed(path, loss=np.array([object()], object))
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole, whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"losses_seed3.npz is damaged .*: remove it and run python -m support"):
+            oracle.losses(3, tmp_path)
+
+
+def test_a_target_needs_a_source_beside_its_own():
+    losses = losses_of(np.ones((2, 1, 3)), ["a", "random"], ["a"])
+    with pytest.raises(ValueError, match="no source but its own is measured for a"):
+        oracle.transferability(losses)
+
+
+def test_small_differences_count_in_the_integer_program():
+    affinity = matrix([[1.0, 1.0 + 2e-9], [1.0 + 1e-9, 1.0]], ["a", "b"], ["t", "u"])
+    assert oracle.select_sources(affinity, 1).values.tolist() == ["a", "a"]
+    assert oracle.select_sources(affinity[::-1], 2).values.tolist() == ["b", "a"]

@@ -17,7 +17,8 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from support import probe, wheels
+from support import probe
+from support.sources import shared
 
 
 def picture(seed, width=64, height=64):
@@ -88,7 +89,7 @@ def test_sample_of_the_design_page_is_there_and_even():
     for row in probe.photographs("indoor").itertuples():
         taken = counts.get(row.file, 0)
         if taken < counts.max() - 1:  # only a photograph without further tiles gives fewer
-            with Image.open(wheels.find(row.package, row.file)) as image:
+            with Image.open(shared.find(row.package, row.file)) as image:
                 crops = [image.crop((x, y, x + side, y + side)) for x, y, side in probe._grid(*image.size, 64)]
             assert sum(probe._texture(crop) >= probe.TEXTURE for crop in crops) == taken, row.file
 
@@ -151,8 +152,8 @@ def test_grid_is_centred_and_inside(width, height, size, side, columns, rows):
 def test_manifest_reproduces_every_tile_from_its_file(seed):
     images = probe.load("photos", n_images=20, size=64, seed=seed)
     for tile, row in zip(images.values, probe.manifest(images).itertuples(), strict=True):
-        path = wheels.find(row.package, row.file)
-        assert wheels.sha256(path) == row.sha256
+        path = shared.find(row.package, row.file)
+        assert shared.sha256(path) == row.sha256
         whole = np.asarray(Image.open(path).convert("RGB"), float) / 255
         crop = whole[row.top : row.top + row.side, row.left : row.left + row.side]
         np.testing.assert_allclose(tile, box_mean(crop, 64), atol=1.01 / 255)
@@ -216,7 +217,7 @@ def test_no_two_tiles_of_a_probe_have_close_hashes(indoor):
     table = probe.manifest(indoor)
     codes = []
     for row in table.itertuples():
-        with Image.open(wheels.find(row.package, row.file)) as image:
+        with Image.open(shared.find(row.package, row.file)) as image:
             grey = image.crop((row.left, row.top, row.left + row.side, row.top + row.side)).convert("L")
         wide = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), int)
         tall = np.asarray(grey.resize((8, 9), Image.Resampling.BOX), int)
@@ -240,7 +241,7 @@ def test_folder_takes_the_same_tiles_wherever_it_lies(tmp_path):
     counts = probe.manifest(one)["file"].value_counts()
     assert len(counts) == 5 and set(counts) == {1, 2}
     assert one.file.values[0].startswith("inner/") and (one.package == str(tmp_path / "one")).all()
-    assert one.sha256.values[0] == wheels.sha256(tmp_path / "one" / one.file.values[0])
+    assert one.sha256.values[0] == shared.sha256(tmp_path / "one" / one.file.values[0])
     assert (one.licence == "not stated").all() and (one.label == -1).all()
 
 
@@ -687,7 +688,7 @@ def test_table_tells_the_truth_about_every_file():
     table = probe.photographs()
     assert table["sha256"].is_unique
     for row in table.itertuples():
-        path = wheels.find(row.package, row.file, row.sha256, row.version)
+        path = shared.find(row.package, row.file, row.sha256, row.version)
         with Image.open(path) as image:
             assert image.size == (row.width, row.height)
         if row.package == "foolbox":
@@ -713,7 +714,7 @@ def test_collections():
 def test_whole_photograph():
     astronaut = probe.photograph("astronaut.png")
     assert astronaut.shape == (512, 512, 3) and astronaut.dtype == np.float32
-    with Image.open(io.BytesIO(wheels.find("scikit-image", "skimage/data/astronaut.png").read_bytes())) as image:
+    with Image.open(io.BytesIO(shared.find("scikit-image", "skimage/data/astronaut.png").read_bytes())) as image:
         np.testing.assert_allclose(astronaut, np.asarray(image) / 255, atol=1e-7)
     np.testing.assert_array_equal(probe.photograph("skimage/data/astronaut.png"), astronaut)
     with pytest.raises(ValueError, match="chelsea.png"):

@@ -518,3 +518,46 @@ def test_agreement_test_refuses_what_it_cannot_relabel():
     flat.loc[:, "s1"] = 1.0
     with pytest.raises(ValueError, match="s1 have all the same score"):
         ranking.agreement_test(flat, world(1))
+
+
+# p-values
+
+
+def test_a_p_value_counts_the_given_value_and_what_is_as_large():
+    assert ranking.p_value([1.0, 1.0, 0.5, 2.0]) == 0.75
+    assert ranking.p_value([2.0, 1.0, 0.5, 1.5]) == 0.25
+    assert ranking.p_value([0.3, 0.1 + 0.2, 0.2]) == ranking.p_value([0.1 + 0.2, 0.3, 0.2]) == 2 / 3
+    assert ranking.p_value([-1e-200, -2e-200, 0.0]) == 2 / 3
+    for wrong in ([], 0.5, [[0.5]]):
+        with pytest.raises(ValueError, match="the statistic has the shape"):
+            ranking.p_value(wrong)
+    with pytest.raises(ValueError, match="the statistic is nan at permutation 1"):
+        ranking.p_value([0.5, np.nan])
+
+
+def test_every_permutation_test_counts_ties():
+    blocks = scores(np.kron(np.eye(2), np.ones((4, 4))))  # many relabellings give the same matrix
+    same = np.mean([set(group) in ({0, 1, 2, 3}, {4, 5, 6, 7}) for group in combinations(range(8), 4)])
+    assert ranking.cohesion(blocks, np.arange(8) < 4, 9_999).p_value == pytest.approx(same, abs=0.01)
+    assert ranking.mantel(blocks, blocks, n_permutations=9_999).p_value == pytest.approx(same, abs=0.01)
+    own = blocks.where(~np.eye(8, dtype=bool))
+    assert ranking.agreement_test(own, own, n_permutations=4_999).p_value == pytest.approx(same, abs=0.01)
+
+
+def test_the_first_is_better_where_the_difference_is_above_zero():
+    first = xr.DataArray([0.1, 0.3, 0.2], {"target": list("abc")}, ("target",))
+    found = ranking.paired_bootstrap(first, first + 0.5)
+    assert found.mean == pytest.approx(-0.5) and found.low == pytest.approx(-0.5) == found.high
+    assert ranking.paired_bootstrap(first + 0.5, first).low == pytest.approx(0.5)
+
+
+def test_regret_of_a_bank_with_a_missing_loss_is_refused():
+    losses = at_random(5, 4).expand_dims(image=3).copy()
+    losses[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match="losses is nan at source s2, target s0"):
+        ranking.regret(at_random(5, 4), losses)
+
+
+def test_assignment_regret_needs_choices_that_differ():
+    with pytest.raises(ValueError, match="worth the same"):
+        ranking.assignment_regret(at_random(5, 5), at_random(5, 5) * 0 + 1, 2)

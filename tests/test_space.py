@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -6,7 +7,7 @@ import xarray as xr
 from scipy.cluster.hierarchy import fcluster
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
-from support import directions, space
+from support import directions, library, space
 
 DIMS = ("model", "image", "y", "x", "channel")
 
@@ -480,3 +481,34 @@ def test_chance_with_reference_images_is_the_mean_over_them():
     maps = some_maps(models=2, images=3).rename(channel="reference").transpose("model", "image", "reference", "y", "x")
     each = [space.chance(maps.isel(reference=r)).values for r in range(3)]
     np.testing.assert_allclose(space.chance(maps), np.mean(each, axis=0), atol=1e-6)
+
+
+def test_heights_of_the_tree_are_means_over_the_pairs_of_models():
+    far = np.array([[0, 1, 5, 8], [1, 0, 7, 6], [5, 7, 0, 2], [8, 6, 2, 0]]) / 10
+    found = space.tree(labelled(1 - far))
+    np.testing.assert_allclose(found[:, 2], [0.1, 0.2, np.mean([5, 8, 7, 6]) / 10])
+    three = space.tree(labelled(1 - far[:3, :3]))
+    np.testing.assert_allclose(three, [[0, 1, 0.1, 2], [2, 3, 0.6, 3]])
+
+
+def test_the_index_is_at_hand_in_both_modules_and_knows_nothing_of_this_one():
+    assert space.ModelSpace is library.ModelSpace and space.sketch is library.sketch
+    assert space.sketch_size is library.sketch_size and space.HASHES == library.HASHES
+    code = "import sys; from support import library; assert 'support.space' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_images_without_labels_are_counted_through_all_blocks(monkeypatch):
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 1)
+    maps = some_maps(models=2).drop_vars("image")
+    assert space.cosines(maps).image.values.tolist() == list(range(7))
+    maps[1, 5] = 0
+    with pytest.raises(ValueError, match="model m1 for image 5 is zero"):
+        space.affinity(maps)
+
+
+def test_a_mean_over_channels_that_no_float32_holds():
+    maps = some_maps(models=3)
+    large = (maps / abs(maps).max() * 3e38).astype(np.float32)
+    xr.testing.assert_allclose(space.affinity(large), space.affinity(maps), rtol=1e-5)
+    xr.testing.assert_allclose(filled(large).affinity(), space.affinity(maps), rtol=0, atol=1e-5)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from support import oracle, ranking, wheels
+from support import oracle, ranking
 from support.bank import networks, tasks, work
+from support.sources import shared
 
 RELEVANT = 5  # sources that a target has; fewer where there are not so many
 
@@ -63,7 +64,7 @@ def report(folder: str | Path = work.FOLDER) -> str:
     texts += ["The same in the published rankings", _by_group(published), ""]
     texts += ["Files"]
     texts += [
-        f"{path.name}  {path.stat().st_size:>11,} bytes  {wheels.sha256(path)}"
+        f"{path.name}  {path.stat().st_size:>11,} bytes  {shared.sha256(path)}"
         for path in sorted(folder.glob("*_seed*.*"))
     ]
     return "\n".join(texts)
