@@ -141,6 +141,49 @@ def places_of_random(losses: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(places, {"target": losses.target.values}, name="place", attrs={"units": "1"})
 
 
+def same_task_nearer(scores: xr.DataArray) -> xr.DataArray:
+    """What is nearer to a network of the crossed part: its task in another family, or its family on another task.
+
+    Parameters
+    ----------
+    scores : xarray.DataArray
+        (source, target), higher is nearer; both axes the same names, ``TASK@FAMILY``.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (target): of all pairs of a source of the target's task in another family, and a source of the target's
+        family on another task, the share in which the first is nearer; a tie counts one half. NaN where there is none.
+
+    Raises
+    ------
+    ValueError
+        The two axes have not the same names, or a score of such a pair is not finite.
+
+    Examples
+    --------
+    >>> names = ["edge2d@plain", "edge2d@residual", "reshade@plain", "reshade@residual"]
+    >>> by_task = [[name[0] == other[0] for name in names] for other in names]
+    >>> scores = xr.DataArray(np.array(by_task, float), {"source": names, "target": names}, ("source", "target"))
+    >>> same_task_nearer(scores).values
+    array([1., 1., 1., 1.])
+    """
+    names = scores.source.values.tolist()
+    if sorted(names) != sorted(scores.target.values.tolist()):
+        raise ValueError("sources and targets are not the same networks")
+    parts = {name: name.split("@") for name in names}
+    shares = []
+    for target in names:
+        of_task = [n for n in names if n != target and parts[n][0] == parts[target][0]]
+        of_family = [n for n in names if n != target and parts[n][1] == parts[target][1]]
+        column = scores.sel(target=target).to_series()
+        if not np.isfinite(column[of_task + of_family]).all():
+            raise ValueError(f"the scores of {target} are not all finite")
+        difference = column[of_task].to_numpy()[:, None] - column[of_family].to_numpy()[None]
+        shares.append((np.sign(difference).mean() + 1) / 2 if difference.size else np.nan)
+    return xr.DataArray(shares, {"target": names}, name="share", attrs={"units": "1"})
+
+
 def _encoders(folder, seed):
     return folder / f"encoders_seed{seed}.safetensors"
 
