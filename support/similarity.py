@@ -1,6 +1,8 @@
 """How alike the representations of two networks are: SVCCA, linear CKA, RSA and duality diagram similarity."""
 
+from collections.abc import Callable
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -130,24 +132,25 @@ def samples(representations, kind, grid=None):
     ----------
     representations : array
         (image, channel, y, x), or (image, features), which have no positions: each image is one sample then.
-    kind : {"images", "positions"}
+    kind : {"images", "positions", "maps"}
         Each image is a sample with channel · y · x features, or each position of each image is one with as many
-        features as there are channels.
+        features as there are channels, or the axes stay as they are.
     grid : tuple of int, optional
         (y, x): resample to so many positions before, each the mean of the area that it covers. As it is, by default.
 
     Returns
     -------
     numpy.ndarray
-        float64, (image, channel · y · x) or (image · y · x, channel), images slowest.
+        float64, (image, channel · y · x) or (image · y · x, channel), images slowest, or (image, channel, y, x), where
+        what has no positions has one.
 
     Raises
     ------
     ValueError
         Other kinds or dimensions, an empty array, or a grid that is not two positive numbers.
     """
-    if kind not in ("images", "positions"):
-        raise ValueError(f'samples are "images" or "positions", not {kind!r}')
+    if kind not in ("images", "positions", "maps"):
+        raise ValueError(f'samples are "images" or "positions" (or "maps"), not {kind!r}')
     if grid is not None and (len(grid) != 2 or min(grid) < 1):
         raise ValueError(f"grid is {grid}, expected two positive numbers of positions (y, x)")
     values = np.asarray(representations)
@@ -157,10 +160,12 @@ def samples(representations, kind, grid=None):
         )
     values = values.astype(np.float64)
     if values.ndim == 2:
-        return values
+        return values[:, :, None, None] if kind == "maps" else values
     if grid is not None and tuple(grid) != values.shape[2:]:
         down, across = (_area_means(old, new) for old, new in zip(values.shape[2:], grid, strict=True))
         values = down @ values @ across.T
+    if kind == "maps":
+        return values
     if kind == "images":
         return values.reshape(len(values), -1)
     return values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
@@ -199,11 +204,15 @@ def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
         positions, or as for the function of that method; the network is named.
     """
     summaries, attrs = _summaries(reps, method, samples, grid, variance)
-    compare = _STEPS[method][1]
-    result = np.eye(len(reps))
-    for (i, one), (j, other) in combinations(enumerate(summaries.values()), 2):
-        result[i, j] = result[j, i] = _clipped(compare(one, other))
-    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity of representations"})
+    entry, known = METHODS[method], list(summaries.values())
+    result = np.eye(len(known))
+    if entry.directed:
+        for i, j in np.ndindex(result.shape):
+            result[i, j] = _clipped(entry.compare(known[i], known[j]))
+    else:
+        for i, j in combinations(range(len(known)), 2):
+            result[i, j] = result[j, i] = _clipped(entry.compare(known[i], known[j]))
+    return _labelled(result, reps, attrs | {"long_name": f"{METHODS[method].title} similarity of representations"})
 
 
 def chance(reps, method="svcca", samples=None, grid=None, variance=0.99):
@@ -233,17 +242,18 @@ def chance(reps, method="svcca", samples=None, grid=None, variance=0.99):
     n_images = len(next(iter(reps.values())))
     if n_images < 2:
         raise ValueError("chance is what different images give: it needs at least two")
-    compare = _STEPS[method][1]
+    entry = METHODS[method]
     result = np.zeros((len(reps), len(reps)))
     places = _shifts(n_images)
     for j, other in enumerate(summaries.values()):
         for shift in places:
-            moved = _moved(other, shift * attrs["n_samples"] // n_images)
+            moved = entry.move(other, shift * attrs["n_samples"] // n_images)
             for i, one in enumerate(summaries.values()):
-                if i <= j:
-                    result[i, j] += _clipped(compare(one, moved)) / len(places)
-    result += np.triu(result, 1).T
-    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity for different images"})
+                if entry.directed or i <= j:
+                    result[i, j] += _clipped(entry.compare(one, moved)) / len(places)
+    if not entry.directed:
+        result += np.triu(result, 1).T
+    return _labelled(result, reps, attrs | {"long_name": f"{METHODS[method].title} similarity for different images"})
 
 
 def _shifts(n_images):
@@ -253,37 +263,41 @@ def _shifts(n_images):
     return sorted(few | {n_images - k for k in few})
 
 
-def _moved(summary, steps):
-    """What `summary` is of samples moved on: its rows are theirs, or it has a value for every two of them."""
-    if summary.ndim == 2:
-        return np.roll(summary, steps, 0)
+def _roll_rows(summary, steps):
+    """A summary (sample, value) of samples moved on."""
+    return np.roll(summary, steps, 0)
+
+
+def _roll_pairs(summary, steps):
+    """A summary with a value for every two samples, of samples moved on."""
     return squareform(np.roll(squareform(summary), (steps, steps), (0, 1)), checks=False)
 
 
 def _summaries(reps, method, samples, grid, variance):
     """What a method needs of each network, by name, and the attrs of a matrix."""
-    if method not in _STEPS:
+    if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    entry = METHODS[method]
     if not reps:
         raise ValueError("there is no network to compare")
     _check_variance(variance)
-    kind = samples or ("images" if method in ("rsa", "dds") else "positions")
+    kind = samples or entry.samples
     shapes = {name: np.shape(values) for name, values in reps.items()}
     _same({name: shape[:1] for name, shape in shapes.items()}, "numbers of images")
     sizes = {name: shape[2:] for name, shape in shapes.items()}
-    if kind == "positions":
+    if kind != "images":
         flat = [name for name, size in sizes.items() if not size]
         if flat and len(flat) < len(sizes):
             raise ValueError(f'the representations of {", ".join(flat)} have no positions: use samples="images"')
         if not flat and grid is None and all(len(size) == 2 for size in sizes.values()):
             grid = tuple(int(side) for side in np.min(list(sizes.values()), axis=0))
-    summarise, _ = _STEPS[method]
-    options = {"variance": variance} if method == "svcca" else {}
+    options = {name: value for name, value in {"variance": variance}.items() if name in entry.options}
     summaries = {}
     for name, values in reps.items():
-        rows = _form(values, kind, grid)
-        summaries[name] = summarise(_checked(rows, name), name, **options)
-    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(rows)}
+        form = _form(values, kind, grid)
+        _checked(form.reshape(len(form), -1), name)
+        summaries[name] = entry.summarise(form, name, **options)
+    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(form)}
 
 
 def _labelled(values, reps, attrs):
@@ -422,10 +436,21 @@ def _unit(vector, scale, name):
     return vector / length
 
 
-_STEPS = {
-    "svcca": (_basis, _mean_correlation),
-    "cka": (_factor, _alignment),
-    "rsa": (_ranks, np.dot),
-    "dds": (_centred_kernel, np.dot),
+class Similarity(NamedTuple):
+    """An entry of `METHODS`. In what follows, values are what `samples` makes of one network, float64."""
+
+    title: str  # as figures and tables write it
+    summarise: Callable  # (values, name) to what is needed of one network; further arguments are named in `options`
+    compare: Callable  # (summary, summary) to the similarity; of source and target where it is directed
+    move: Callable  # (summary, steps) to the summary of samples moved on by so many, the last ones to the beginning
+    samples: str = "positions"  # the form that `samples` brings representations into, unless told otherwise
+    directed: bool = False  # whether source and target may not be exchanged; the diagonal is computed then
+    options: tuple[str, ...] = ()  # arguments of `matrix` that `summarise` takes
+
+
+METHODS = {
+    "svcca": Similarity("SVCCA", _basis, _mean_correlation, _roll_rows, options=("variance",)),
+    "cka": Similarity("CKA", _factor, _alignment, _roll_rows),
+    "rsa": Similarity("RSA", _ranks, np.dot, _roll_pairs, samples="images"),
+    "dds": Similarity("DDS", _centred_kernel, np.dot, _roll_pairs, samples="images"),
 }
-METHODS = tuple(_STEPS)
