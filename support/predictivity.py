@@ -95,7 +95,7 @@ def matrix(
     --------
     >>> x = np.random.default_rng(0).normal(size=(10, 4, 2, 2))
     >>> matrix({"whole": x, "part": x[:, :1]}, n_random=0, ridge=1e-6).round(1).values.tolist()
-    [[1.0, 1.0], [0.2, 1.0]]
+    [[1.0, 1.0], [-0.4, 1.0]]
     """
     _check_settings(n_random, ridge, seed)
     networks = _networks(reps, grid)
