@@ -1,5 +1,7 @@
 """How much of one network's representation a small readout predicts from another's: directed, and without labels."""
 
+import copy
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +13,8 @@ RANDOM = 512  # random features of a readout
 RIDGE = 0.1  # times the number of training samples, on standardised features
 FOLDS = 5  # image i is held out in fold i mod 5
 MOST_FEATURES = 4_096  # up to here products of features are kept, beyond it products of samples
-MOST_SAMPLES = 8_192  # of products of samples: positions are thinned out evenly to so many
+KEPT = 2**25  # values of a source's features that are kept between targets, 256 MB; more are computed again for each
+MOST_SAMPLES = 4_096  # of products of samples: positions are thinned out evenly to so many
 ROWS = 8_192  # samples whose features are held in memory together
 COLUMNS = 512  # channels of targets, or features of a wide source, that are held in memory together
 CONSTANT = 1e-12  # of the largest value: a channel that deviates less says nothing
@@ -59,7 +62,11 @@ def predictivity(x, y, *, n_random: int = RANDOM, ridge: float = RIDGE, seed: in
     >>> round(predictivity(x, -3 * x[:, :2], n_random=0, ridge=1e-6), 3)
     1.0
     """
-    return float(matrix({"x": x, "y": y}, n_random=n_random, ridge=ridge, seed=seed)[0, 1])
+    _check_settings(n_random, ridge, seed)
+    source, target = (
+        Summary(values, name, n_random, ridge, seed) for name, values in _networks({"x": x, "y": y}, None).items()
+    )
+    return explained(source, target)
 
 
 def matrix(
@@ -98,15 +105,11 @@ def matrix(
     [[1.0, 1.0], [-0.4, 1.0]]
     """
     _check_settings(n_random, ridge, seed)
-    networks = _networks(reps, grid)
-    result = np.empty((len(networks), len(networks)))
-    for row, source in zip(result, networks, strict=True):
-        wide = source.n_features + n_random > MOST_FEATURES
-        readout = (_WideReadout if wide else _Readout)(source, n_random, ridge, seed)
-        row[:] = [readout.explains(target) for target in networks]
+    networks = [Summary(value, name, n_random, ridge, seed) for name, value in _networks(reps, grid).items()]
+    result = np.array([[explained(source, target) for target in networks] for source in networks])
     attrs = {"units": "1", "method": "predictivity", "long_name": "predictivity of the target from the source"}
-    coords = {"source": list(reps), "target": list(reps)}
     attrs["n_samples"] = networks[0].n_images * networks[0].positions
+    coords = {"source": list(reps), "target": list(reps)}
     return xr.DataArray(result, coords, ("source", "target"), name="predictivity", attrs=attrs)
 
 
@@ -151,39 +154,63 @@ def _area_means(old, new):
     return overlap.clip(0) * new / old
 
 
-class _Network:
-    """Representations (image, channel, y, x), standardised by channel where they are read."""
+class Summary:
+    """One network: its representations, standardised where they are read, and a readout of them when it is asked for.
 
-    def __init__(self, name, values):
-        if values.ndim == 2:
-            values, self.reach = values[:, :, None, None], 0
-        else:
-            self.reach = NEIGHBOURHOOD // 2
-        self.name, self.values = name, values
-        self.n_images, self.width, self.height, self.across = values.shape
+    Parameters
+    ----------
+    values : array
+        (image, channel, y, x), or (image, features), as `checked` accepts them.
+    name : str
+        For messages.
+    n_random, ridge, seed
+        As for `predictivity`.
+
+    Raises
+    ------
+    ValueError
+        All channels are constant.
+    """
+
+    def __init__(self, values, name: str = "x", n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0):
+        self.settings = n_random, ridge, seed
+        self.name = name
+        self.reach = NEIGHBOURHOOD // 2 if values.ndim == 4 else 0
+        self.values = values if values.ndim == 4 else values[:, :, None, None]
+        self.n_images, self.width, self.height, self.across = self.values.shape
         self.positions = self.height * self.across
         self.n_features = self.width * (2 * self.reach + 1) ** 2
-        scale = np.abs(values).max((0, 2, 3)).astype(np.float64)
+        scale = np.abs(self.values).max((0, 2, 3)).astype(np.float64)
         self.scale = np.where(scale > 0, scale, 1)[:, None, None]  # first of all, so that no square overflows
-        self.mean = np.mean([(one / self.scale).mean((1, 2)) for one in values], axis=0)[:, None, None]
-        squares = np.mean([((one / self.scale - self.mean) ** 2).mean((1, 2)) for one in values], axis=0)
+        self.mean = np.mean([(one / self.scale).mean((1, 2)) for one in self.values], axis=0)[:, None, None]
+        squares = np.mean([((one / self.scale - self.mean) ** 2).mean((1, 2)) for one in self.values], axis=0)
         self.varies = squares > CONSTANT**2
         if not self.varies.any():
             raise ValueError(f"{name} is constant: all its samples have the same features, so nothing can be compared")
         self.deviation = np.sqrt(np.where(self.varies, squares, np.inf))[:, None, None]
 
+    @functools.cached_property
+    def readout(self):
+        """The ridge regression on this network."""
+        wide = self.n_features + self.settings[0] > MOST_FEATURES
+        return (_WideReadout if wide else _Readout)(self, *self.settings)
+
+    def moved(self, images: int) -> "Summary":
+        """The same network with its images moved on by so many places, the last ones to the beginning."""
+        other = copy.copy(self)
+        other.__dict__.pop("readout", None)
+        other.values = np.roll(self.values, images, axis=0)
+        return other
+
     def blocks(self):
-        """(fold, images, rows): slices of at most `ROWS` positions, or one row, that together are everything."""
-        at_once = max(1, ROWS // self.positions)
-        rows = max(1, ROWS // self.across)
-        for fold in range(FOLDS):
-            indices = np.arange(fold, self.n_images, FOLDS)
-            for start in range(0, len(indices), at_once):
-                for top in range(0, self.height, rows):
-                    yield fold, indices[start : start + at_once], slice(top, min(top + rows, self.height))
+        """(images, rows) of at most `ROWS` positions, or one row, that together are everything."""
+        at_once, rows = max(1, ROWS // self.positions), max(1, ROWS // self.across)
+        for start in range(0, self.n_images, at_once):
+            for top in range(0, self.height, rows):
+                yield slice(start, min(start + at_once, self.n_images)), slice(top, min(top + rows, self.height))
 
     def channels(self, images, rows, which=slice(None)):
-        """(sample, channel), float64."""
+        """(sample, channel), float64; images are slowest."""
         part = self.values[images, :, rows][:, which] / self.scale[which]
         part = (part - self.mean[which]) / self.deviation[which]
         return part.transpose(0, 2, 3, 1).reshape(-1, part.shape[1])
@@ -201,134 +228,194 @@ class _Network:
         return np.concatenate(seen, -1).reshape(-1, len(seen) * part.shape[-1])
 
 
+def errors(source: Summary, target: Summary) -> tuple[np.ndarray, np.ndarray]:
+    """What the readout of a source misses of a target, image by image, and what there is to miss.
+
+    Parameters
+    ----------
+    source, target : Summary
+        Of the same images and positions.
+
+    Returns
+    -------
+    missed, spread : numpy.ndarray
+        float64 (image, channel), channels of the target that vary: sums over positions of the squared error of the
+        held-out prediction, and of the squared deviation from the channel's mean.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(10, 4, 2, 2))
+    >>> missed, spread = errors(Summary(x, n_random=0, ridge=1e-9), Summary(x[:, :2]))
+    >>> missed.shape, bool((missed < 1e-6 * spread).all())
+    ((10, 2), True)
+    """
+    channels = np.flatnonzero(target.varies)
+    parts = [channels[start : start + COLUMNS] for start in range(0, len(channels), COLUMNS)]
+    found = [source.readout.errors(target, part) for part in parts]
+    return tuple(np.concatenate(some, 1) for some in zip(*found, strict=True))
+
+
+def explained(source: Summary, target: Summary) -> float:
+    """`predictivity` of a target from a source: mean over channels of 1 − missed / spread, see `errors`.
+
+    Parameters
+    ----------
+    source, target : Summary
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(10, 4, 2, 2))
+    >>> round(explained(Summary(x, n_random=0, ridge=1e-9), Summary(x[:, :2])), 6)
+    1.0
+    """
+    missed, spread = errors(source, target)
+    return float((1 - missed.sum(0) / spread.sum(0)).mean())
+
+
 class _Readout:
-    """Ridge regression on one source, from sums of products of features: one pass over the images, five solutions."""
+    """Ridge regression from sums of products of features: a pass over the images for all targets, five solutions."""
 
     def __init__(self, source, n_random, ridge, seed):
-        self.source, self.ridge = source, ridge
+        self.source = source
         n_samples = source.n_images * source.positions
         sums = np.zeros((2, source.n_features))
-        for _, images, rows in source.blocks():
+        for images, rows in source.blocks():
             seen = source.neighbourhoods(images, rows)
             sums += seen.sum(0), (seen**2).sum(0)
         self.shift = sums[0] / n_samples
         self.spread = _spread(sums[1] / n_samples - self.shift**2)
         self.projection, self.bias = _draw(source.n_features, n_random, seed)
+        self.mean, self.deviation = np.zeros(1), np.ones(1)
         width = source.n_features + n_random
-        self.count = np.zeros(FOLDS)
-        self.total = np.zeros((FOLDS, width))
-        products = np.zeros((FOLDS, width, width))
-        for fold, images, rows in source.blocks():
-            features = self._features(images, rows)
-            self.count[fold] += len(features)
-            self.total[fold] += features.sum(0)
+        self.kept = [] if n_samples * width <= KEPT else None
+        total, products = np.zeros((FOLDS, width)), np.zeros((FOLDS, width, width))
+        for fold, features in self._by_fold():
+            total[fold] += features.sum(0)
             products[fold] += features.T @ features
-        self.mean = self.total.sum(0) / n_samples
+        self.mean = total.sum(0) / n_samples
         self.deviation = _spread(np.diagonal(products.sum(0)) / n_samples - self.mean**2)
-        for fold, product in enumerate(products):  # of features, to products of standardised features
-            product -= np.outer(self.total[fold], self.mean)
-            product -= np.outer(self.mean, self.total[fold] - self.count[fold] * self.mean)
+        if self.kept is not None:
+            self.kept = [(features - self.mean) / self.deviation for features in self.kept]
+        self.count = source.positions * np.bincount(np.arange(source.n_images) % FOLDS, minlength=FOLDS)
+        for fold, product in enumerate(products):  # products of features become those of standardised features
+            product -= np.outer(total[fold], self.mean)
+            product -= np.outer(self.mean, total[fold] - self.count[fold] * self.mean)
             product /= self.deviation[:, None]
             product /= self.deviation
-        self.total = (self.total - self.count[:, None] * self.mean) / self.deviation
-        self.products = products
-        self.solvers = [self._solver(fold) for fold in range(FOLDS)]
+        self.total = (total - self.count[:, None] * self.mean) / self.deviation
+        everything = products.sum(0)
+        self.solvers = []
+        for fold in range(FOLDS):
+            count, here = self._training(fold, self.count), self._training(fold, self.total)
+            squares = everything - products[fold] - np.outer(here, here) / count
+            squares[np.diag_indices_from(squares)] += ridge * count
+            self.solvers.append(cho_factor(squares, overwrite_a=True, check_finite=False))
+
+    @staticmethod
+    def _training(fold, sums):
+        return np.delete(sums, fold, 0).sum(0)
 
     def _features(self, images, rows):
         seen = (self.source.neighbourhoods(images, rows) - self.shift) / self.spread
-        return np.concatenate([seen, np.maximum(seen @ self.projection + self.bias, 0)], 1)
+        hidden = np.maximum(seen @ self.projection + self.bias, 0)
+        return (np.concatenate([seen, hidden], 1) - self.mean) / self.deviation
 
-    def _solver(self, fold):
-        train = np.arange(FOLDS) != fold
-        count, total = self.count[train].sum(), self.total[train].sum(0)
-        squares = self.products[train].sum(0) - np.outer(total, total) / count
-        squares[np.diag_indices_from(squares)] += self.ridge * count
-        return cho_factor(squares, overwrite_a=True, check_finite=False)
+    def _by_fold(self):
+        for images, rows in self.source.blocks():
+            features = self._features(images, rows)
+            if self.kept is not None:
+                self.kept.append(features)
+            yield from ((fold, features[chosen]) for fold, chosen in _folds(images, len(features)))
 
-    def explains(self, target):
-        """Mean held-out R² over the target's channels."""
-        channels = np.flatnonzero(target.varies)
-        parts = [channels[start : start + COLUMNS] for start in range(0, len(channels), COLUMNS)]
-        return np.concatenate([self._explained(target, part) for part in parts]).mean()
+    def _blocks(self):
+        for number, (images, rows) in enumerate(self.source.blocks()):
+            yield images, rows, self._features(images, rows) if self.kept is None else self.kept[number]
 
-    def _explained(self, target, channels):
-        width = len(self.mean)
-        crossed = np.zeros((FOLDS, width, len(channels)))
-        total, squares = np.zeros((2, FOLDS, len(channels)))
-        for fold, images, rows in self.source.blocks():
-            features, wanted = self._features(images, rows), target.channels(images, rows, channels)
-            crossed[fold] += ((features - self.mean) / self.deviation).T @ wanted
-            total[fold] += wanted.sum(0)
-            squares[fold] += (wanted**2).sum(0)
-        missed = np.zeros(len(channels))
-        for fold in range(FOLDS):
-            train = np.arange(FOLDS) != fold
-            count, here, there = self.count[train].sum(), self.total[train].sum(0), total[train].sum(0)
-            weights = cho_solve(
-                self.solvers[fold], crossed[train].sum(0) - np.outer(here, there) / count, check_finite=False
-            )
-            base = (there - here @ weights) / count
-            missed += squares[fold] - 2 * (weights * crossed[fold]).sum(0) - 2 * base * total[fold]
-            missed += (weights * (self.products[fold] @ weights)).sum(0)
-            missed += 2 * base * (self.total[fold] @ weights) + self.count[fold] * base**2
-        return 1 - missed / squares.sum(0)
+    def errors(self, target, channels):
+        crossed = np.zeros((FOLDS, len(self.mean), len(channels)))
+        total = np.zeros((FOLDS, len(channels)))
+        for images, rows, features in self._blocks():
+            wanted = target.channels(images, rows, channels)
+            for fold, chosen in _folds(images, len(features)):
+                crossed[fold] += features[chosen].T @ wanted[chosen]
+                total[fold] += wanted[chosen].sum(0)
+        weights, base = [], []
+        for fold, solver in enumerate(self.solvers):
+            count, here = self._training(fold, self.count), self._training(fold, self.total)
+            there = self._training(fold, total)
+            across = self._training(fold, crossed) - np.outer(here, there) / count
+            weights.append(cho_solve(solver, across, check_finite=False))
+            base.append((there - here @ weights[-1]) / count)
+        missed, spread = np.zeros((2, target.n_images, len(channels)))
+        for images, rows, features in self._blocks():
+            wanted = target.channels(images, rows, channels)
+            found = np.empty_like(wanted)
+            for fold, chosen in _folds(images, len(features)):
+                found[chosen] = features[chosen] @ weights[fold] + base[fold]
+            shape = (images.stop - images.start, -1, len(channels))
+            missed[images] += ((wanted - found) ** 2).reshape(shape).sum(1)
+            spread[images] += (wanted**2).reshape(shape).sum(1)
+        return missed, spread
 
 
 class _WideReadout:
-    """The same from products of samples, for a source of more features than samples; positions may be thinned out."""
+    """The same from products of samples, for a source with many features; positions may be thinned out."""
 
     def __init__(self, source, n_random, ridge, seed):
-        self.ridge, self.n_images = ridge, source.n_images
         kept = min(source.positions, MOST_SAMPLES // source.n_images)
         if not kept:
             raise ValueError(
                 f"{source.name} has {source.n_features:,} features and {source.n_images:,} images: "
                 f"use at most {MOST_SAMPLES:,} images"
             )
+        self.ridge, self.n_images = ridge, source.n_images
         self.positions = np.linspace(0, source.positions - 1, kept).round().astype(int)
-        everything = np.arange(source.n_images), slice(0, source.height)
-        n_samples = source.n_images * kept
-        products = np.zeros((n_samples, n_samples))
-        hidden = 0
-        projection, self.bias = _draw(source.n_features, n_random, seed)
-        projection = projection.reshape(-1, source.width, n_random)
-        for start in range(0, source.width, COLUMNS // projection.shape[0] or 1):
-            which = slice(start, min(start + (COLUMNS // projection.shape[0] or 1), source.width))
-            seen = self._thinned(source.neighbourhoods(*everything, which))
-            seen -= seen.mean(0)
-            seen /= _spread((seen**2).mean(0))
-            products += seen @ seen.T
-            hidden = hidden + seen @ projection[:, which].reshape(-1, n_random)
-        if n_random:
-            hidden = np.maximum(hidden + self.bias, 0)
-            hidden -= hidden.mean(0)
-            hidden /= _spread((hidden**2).mean(0))
-            products += hidden @ hidden.T
-        self.products = products
         self.fold = np.repeat(np.arange(source.n_images) % FOLDS, kept)
+        self.products = np.zeros((source.n_images * kept,) * 2)
+        projection, bias = _draw(source.n_features, n_random, seed)
+        projection = projection.reshape(source.n_features // source.width, source.width, n_random)
+        hidden, at_once = bias, max(1, COLUMNS // len(projection))
+        for start in range(0, source.width, at_once):
+            which = slice(start, min(start + at_once, source.width))
+            seen = self._thinned(source, source.neighbourhoods, which)
+            seen = (seen - seen.mean(0)) / _spread(seen.var(0))
+            self.products += seen @ seen.T
+            hidden = hidden + seen @ projection[:, which].reshape(seen.shape[1], n_random)
+        if n_random:
+            hidden = np.maximum(hidden, 0)
+            hidden = (hidden - hidden.mean(0)) / _spread(hidden.var(0))
+            self.products += hidden @ hidden.T
 
-    def _thinned(self, samples):
+    def _thinned(self, network, read, which):
+        samples = read(slice(0, network.n_images), slice(0, network.height), which)
         return samples.reshape(self.n_images, -1, samples.shape[1])[:, self.positions].reshape(-1, samples.shape[1])
 
-    def explains(self, target):
-        """Mean held-out R² over the target's channels."""
-        everything = np.arange(target.n_images), slice(0, target.height)
-        wanted = self._thinned(target.channels(*everything, np.flatnonzero(target.varies)))
-        missed = 0
+    def errors(self, target, channels):
+        wanted = self._thinned(target, target.channels, channels)
+        missed = np.empty_like(wanted)
         for fold in range(FOLDS):
             train, test = self.fold != fold, self.fold == fold
-            base, near = wanted[train].mean(0), self.products[train].mean(0)
-            own = self.products[np.ix_(train, train)]
-            own -= near[train]
-            own -= near[train][:, None] - near[train].mean()
+            base, near = wanted[train].mean(0), self.products[train].mean(0)[train]
+            own = self.products[np.ix_(train, train)] - near
+            own -= near[:, None] - near.mean()
             own[np.diag_indices_from(own)] += self.ridge * train.sum()
-            dual = cho_solve(
-                cho_factor(own, overwrite_a=True, check_finite=False), wanted[train] - base, check_finite=False
-            )
-            crossed = self.products[np.ix_(test, train)] - near[train]
+            solver = cho_factor(own, overwrite_a=True, check_finite=False)
+            dual = cho_solve(solver, wanted[train] - base, check_finite=False)
+            crossed = self.products[np.ix_(test, train)] - near
             crossed -= crossed.mean(1, keepdims=True)
-            missed = missed + ((wanted[test] - base - crossed @ dual) ** 2).sum(0)
-        return (1 - missed / ((wanted - wanted.mean(0)) ** 2).sum(0)).mean()
+            missed[test] = (wanted[test] - base - crossed @ dual) ** 2
+        shape = (self.n_images, -1, len(channels))
+        return missed.reshape(shape).sum(1), ((wanted - wanted.mean(0)) ** 2).reshape(shape).sum(1)
+
+
+def _folds(images, n_samples):
+    """(fold, which samples of a block are held out in it), for the samples of a slice of images."""
+    numbers = np.repeat(np.arange(images.start, images.stop) % FOLDS, n_samples // (images.stop - images.start))
+    return [(fold, numbers == fold) for fold in np.unique(numbers)]
 
 
 def _draw(n_features, n_random, seed):
@@ -375,4 +462,4 @@ def _networks(reps, grid):
     if one.ndim == 4:
         grid = tuple(grid or np.min([value.shape[2:] for value in values.values()], axis=0))
         values = {name: resample(value, grid) for name, value in values.items()}
-    return [_Network(name, value) for name, value in values.items()]
+    return values
