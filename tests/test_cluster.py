@@ -27,16 +27,17 @@ class Logged(nn.Module):
         self.network, self.log, self.seconds = network, log, seconds
 
     def forward(self, x):
-        with open(self.log, "a") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(self.seconds)
+        if len(x) > 2:  # not in the check
+            with open(self.log, "a") as log:
+                log.write(f"{os.getpid()}\n")
+            time.sleep(self.seconds)
         return self.network(x)
 
 
 def logged(log, seconds=0.0):
     encoders = [toy(name, seed=i) for i, name in enumerate(NAMES)]
     for encoder in encoders:
-        encoder.network = encoder._represent = Logged(encoder.network, log, seconds)
+        encoder.network = encoder.representation = Logged(encoder.network, log, seconds)
     return encoders
 
 
@@ -129,6 +130,8 @@ class FailsOnceAnotherRuns(nn.Module):
         self.log = log
 
     def forward(self, x):
+        if len(x) <= 2:  # in the check
+            return x
         while not self.log.exists():
             time.sleep(0.01)
         raise ValueError("failed while the other one runs")
@@ -137,10 +140,10 @@ class FailsOnceAnotherRuns(nn.Module):
 def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     log = tmp_path / "log"
     encoders = [toy("d"), *logged(log, 1.0)]
-    encoders[0].network = encoders[0]._represent = FailsOnceAnotherRuns(log)
+    encoders[0].network = encoders[0].representation = FailsOnceAnotherRuns(log)
     with pytest.raises(ValueError, match="failed while the other one runs"):
         attribute(encoders, probe(n=4), out=tmp_path / "maps", client=client)
-    assert not any(client.run(lambda: cluster._one_at_a_time.locked()).values())
+    assert not any(client.run(cluster.is_busy).values())
     begun, files = log.read_text().splitlines(), tree(tmp_path / "maps")
     assert sum("/scale/c." in name for name in files) == len(begun) >= 1  # what was begun was finished
     time.sleep(1.5)

@@ -23,7 +23,7 @@ import zarr
 from test_attribution import probe, toy
 from torch import nn
 
-from support import attribution, loaders, space, store
+from support import attribution, loaders, passes, space, store
 from support.zoo import Encoder
 
 METHODS = ["saliency", "epsilon_lrp"]
@@ -75,9 +75,9 @@ def test_a_second_call_computes_nothing_and_another_model_is_added(tmp_path, mon
     images, calls = probe(n=9), []
     first = attribute([toy("b"), toy("c", seed=1)], images, METHODS, out=tmp_path)
     before = tree(tmp_path)
-    fill = attribution._fill
+    fill = passes.fill
     monkeypatch.setattr(
-        attribution, "_fill", lambda maps, encoder, *a, **k: calls.append(encoder.name) or fill(maps, encoder, *a, **k)
+        passes, "fill", lambda maps, encoder, *a, **k: calls.append(encoder.name) or fill(maps, encoder, *a, **k)
     )
     xr.testing.assert_identical(attribute([toy("c", seed=1), toy("b")], images, METHODS, out=tmp_path)[:, ::-1], first)
     assert calls == [] and tree(tmp_path) == before
@@ -130,13 +130,13 @@ def child(*arguments):
 
 def blocks_computed(monkeypatch):
     """List that grows by a name with each block that is computed from now on."""
-    computed, fill = [], attribution._fill
+    computed, fill = [], passes.fill
 
     def counting(maps, encoder, *arguments, **settings):
         computed.append(encoder.name)
         return fill(maps, encoder, *arguments, **settings)
 
-    monkeypatch.setattr(attribution, "_fill", counting)
+    monkeypatch.setattr(passes, "fill", counting)
     return computed
 
 
@@ -257,7 +257,7 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
         *(Places(n).first for n in (2, 3)),
     ):
         strangers.append(Encoder("a", network, task="", family="", input_size=(12, 12), represent=represent))
-    assert len({store.encoder_sha256(encoder) for encoder in [toy("a"), *strangers]}) == len(strangers) + 1
+    assert len({encoder.fingerprint() for encoder in [toy("a"), *strangers]}) == len(strangers) + 1
     for encoder in strangers:
         with pytest.raises(ValueError, match="another encoder that is called a too.*store.delete"):
             attribute([toy("b"), encoder], images, out=tmp_path)
@@ -300,7 +300,9 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path):
     attribute(toy("a"), probe(), out=tmp_path)
-    zarr.open_group(tmp_path, mode="r+").attrs["version"] = store.VERSION - 1
+    attributes = dict(zarr.open_group(tmp_path, mode="r").attrs) | {"version": store.VERSION - 1}
+    del attributes["sha256"]  # there were no checksums
+    zarr.open_group(tmp_path, mode="r+").attrs.put(attributes)
     for call in (store.open, lambda path: attribute(toy("b"), probe(), out=path)):
         with pytest.raises(ValueError, match="no store of maps that this version can read"):
             call(tmp_path)
@@ -422,7 +424,13 @@ def test_zarr_alone_can_read_a_store(tmp_path):
     np.testing.assert_array_equal(model["map"].astype(np.float32) * model["scale"], expected.sel(model="b"))
     assert whole.attrs["methods"] == METHODS and whole.attrs["options"]["epsilon"] == 1e-4
     assert whole.attrs["probe_sha256"] == hashlib.sha256(images.values.tobytes()).hexdigest()
-    assert model.attrs == {"model": "b", "encoder_sha256": store.encoder_sha256(two()[1])}
+    there = model.attrs
+    assert there == {
+        "model": "b",
+        "encoder_sha256": two()[1].fingerprint(),
+        "store": there["store"],
+        "sha256": there["sha256"],
+    }
 
 
 def test_memory_is_flat_in_images_and_models(tmp_path, monkeypatch):

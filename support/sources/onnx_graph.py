@@ -1,0 +1,552 @@
+"""ONNX files as data: read, bounded, renamed, and freed of all arithmetic that does not depend on the images.
+
+No string of a file goes further than this module. Nodes lose their names, tensors get names of our own, and a table
+keeps the file's for what a person reads. Whatever is computed here has been measured first, by the shapes alone.
+"""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper, helper, numpy_helper, reference, shape_inference
+
+OPSETS = range(9, 21)
+MIB = 2**20
+CONSTANTS = 16  # times the size on disk, and 64 MiB: what the constants of a graph may need in memory
+TENSORS = 2048  # times the size of two images, and the same again: what is computed from two images
+MULTIPLICATIONS = 10**12  # for two images
+NODES = 20_000
+SMALL = 4096  # elements; larger constants are not looked into when shapes are worked out
+
+DOMAINS = ("", "ai.onnx")
+TYPES = [
+    getattr(TensorProto, name)
+    for name in "FLOAT FLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+]
+SHAPE_ARITHMETIC = {"Size", "Trilu", "OneHot"}  # understood where all they take is a constant
+MOVES = {"Gather", "Slice", "Cast", "Squeeze", "Unsqueeze", "Concat", "Identity"}  # of values, without arithmetic
+
+
+def shown(name):
+    """A name of the file as it stands in a message: escaped, and not longer than a line.
+
+    Parameters
+    ----------
+    name : str
+        Any string.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> shown("conv1")
+    "'conv1'"
+    """
+    return repr(name if len(name) <= 80 else f"{name[:77]}...")
+
+
+class Network(NamedTuple):
+    """A graph of which every name is our own."""
+
+    model: onnx.ModelProto
+    names: dict  # own name → the file's
+    image: str  # own name of the input
+    axes: list  # of the input, with that of the images; None for a free one
+    size: int  # bytes on disk
+
+    @property
+    def opset(self):
+        """Version of the operator set."""
+        return self.model.opset_import[0].version
+
+    def theirs(self, text):
+        """A message with the file's names instead of our own."""
+        return re.sub(r"\btensor\d+\b", lambda found: shown(self.names.get(found[0], found[0])), str(text))
+
+
+def read(path):
+    """An ONNX file with its external data.
+
+    Parameters
+    ----------
+    path : Path
+        A file in ONNX's binary form.
+
+    Returns
+    -------
+    onnx.ModelProto
+        All data is in it.
+    int
+        Bytes on disk, those of external data with them.
+    str
+        SHA-256 of the file, followed by its files of external data in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        It is no such file, it is damaged, its tensors are larger than their data, its external data is not beside it,
+        or it would need more memory than `CONSTANTS` allows.
+    """
+    content = path.read_bytes()
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+        tensors = list(_tensors(model))
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is not an ONNX graph, or is damaged ({error})") from None
+    if not model.graph.node:
+        raise ValueError("it is not an ONNX graph: it has no operators")
+    files = {}
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            files[location] = _beside(path, location)
+    size = len(content) + sum(file.stat().st_size for file in files.values())
+    needed = sum(_bytes(tensor, files) for tensor in tensors)
+    _bound(needed, size)
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    digest = hashlib.sha256(content)
+    for location in sorted(files):
+        with files[location].open("rb") as file:
+            while block := file.read(MIB):
+                digest.update(block)
+    return model, size, digest.hexdigest()
+
+
+def _tensors(model):
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _beside(path, location):
+    folder = path.parent.resolve()
+    file = folder / location
+    if not location or not file.resolve().is_relative_to(folder) or not file.is_file():
+        raise ValueError(f"its external data {shown(location)} is no file in the folder {folder}")
+    return file
+
+
+def _bytes(tensor, files):
+    """What a tensor needs in memory; refused where its data is of another length."""
+    name = shown(tensor.name)
+    if tensor.data_type not in TYPES:
+        raise ValueError(f"the constant {name} is of the type {_kind(tensor.data_type)}, which is not read")
+    if any(length < 0 for length in tensor.dims):
+        raise ValueError(f"the constant {name} has an axis of negative length")
+    count, item = math.prod(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if tensor.data_location == TensorProto.EXTERNAL:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        try:
+            offset = int(entries.get("offset", 0))
+            left = files[entries["location"]].stat().st_size - offset
+            found = int(entries.get("length", left)) / item
+        except ValueError:
+            raise ValueError(f"the constant {name} has no valid place in its external data") from None
+        found = found if 0 <= found * item <= left and offset >= 0 else -1
+    elif tensor.HasField("raw_data"):
+        found = len(tensor.raw_data) / item
+    else:
+        found = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
+    if found != count:
+        raise ValueError(f"the constant {name} says that it has {count} values, but they are not in the file")
+    return count * item
+
+
+def _kind(number):
+    return TensorProto.DataType.Name(number) if number in TensorProto.DataType.values() else f"number {number}"
+
+
+def _bound(needed, size):
+    limit = CONSTANTS * size + 64 * MIB
+    if needed > limit:
+        raise ValueError(
+            f"its constants need {needed / MIB:,.0f} MiB in memory, more than {CONSTANTS} times the {size:,} bytes on "
+            f"disk and 64 MiB: not loaded"
+        )
+
+
+def rename(model, size, converts):
+    """A graph in which every name is our own, and which holds nothing but what is read here.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        As the file has it.
+    size : int
+        Bytes on disk.
+    converts : callable
+        Name of an operator and version of the operator set → whether it can be converted.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ValueError
+        The graph is not of `OPSETS`; has not exactly one input, of float32; has operators that cannot be converted
+        (all are named), functions or graphs inside nodes; a tensor is made twice, or taken before it is made.
+    """
+    graph, opset = model.graph, max((o.version for o in model.opset_import if o.domain in DOMAINS), default=0)
+    if opset not in OPSETS:
+        raise ValueError(f"it is of opset {opset}, those read are {OPSETS[0]} to {OPSETS[-1]}: export it again")
+    if len(graph.node) > NODES:
+        raise ValueError(f"it has {len(graph.node):,} nodes, at most {NODES:,} are read")
+    if model.functions:
+        names = ", ".join(shown(function.name) for function in model.functions[:3])
+        raise ValueError(f"it has functions of its own ({names}), which are not read: inline them (onnx.inliner)")
+    if graph.sparse_initializer:
+        raise ValueError("it has sparse constants, which are not read")
+    refuse_operators([n for n in graph.node if n.op_type not in SHAPE_ARITHMETIC or n.domain], opset, converts)
+    own, names = {"": ""}, {}
+
+    def new(name):
+        if name in own:
+            raise ValueError(f"two tensors are named {shown(name)}")
+        own[name] = f"tensor{len(own)}"
+        names[own[name]] = name
+        return own[name]
+
+    made = onnx.ModelProto(ir_version=min(model.ir_version, 10), producer_name="")
+    made.opset_import.add(domain="", version=opset)
+    for tensor in graph.initializer:
+        made.graph.initializer.add().CopyFrom(_plain_tensor(tensor, new(tensor.name)))
+    inputs = [value for value in graph.input if value.name not in own]
+    if len(inputs) != 1:
+        raise ValueError(f"the graph has {len(inputs)} inputs, expected one: a batch of images")
+    image, declared = new(inputs[0].name), inputs[0].type.tensor_type
+    if declared.elem_type != TensorProto.FLOAT:
+        raise ValueError(f"the graph takes {_kind(declared.elem_type)} images, expected FLOAT (float32)")
+    for node in graph.node:
+        absent = [name for name in node.input if name not in own]
+        if absent:
+            raise ValueError(f"the operator {node.op_type} takes {shown(absent[0])}, which nothing before it makes")
+        plain = made.graph.node.add(op_type=node.op_type, input=[own[name] for name in node.input])
+        while plain.input and not plain.input[-1]:
+            plain.input.pop()
+        plain.output.extend(new(name) if name else "" for name in node.output)
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs or attribute.ref_attr_name or attribute.sparse_tensors:
+                raise ValueError(f"the operator {node.op_type} has a graph, or a reference, inside: it is not read")
+            plain.attribute.add().CopyFrom(_plain_attribute(attribute))
+    for value in graph.output:
+        if not own.get(value.name):
+            raise ValueError(f"nothing makes the output {shown(value.name)}")
+        made.graph.output.add(name=own[value.name])
+    made.graph.name = "graph"
+    axes = [axis.dim_value if axis.dim_value > 0 else None for axis in declared.shape.dim]
+    return Network(made, names, image, axes, size)
+
+
+def _plain_tensor(tensor, name):
+    return numpy_helper.from_array(numpy_helper.to_array(tensor), name)
+
+
+def _plain_attribute(attribute):
+    plain = onnx.AttributeProto()
+    plain.CopyFrom(attribute)
+    plain.ClearField("doc_string")
+    if attribute.HasField("t"):
+        plain.t.CopyFrom(_plain_tensor(attribute.t, ""))
+    for tensor in plain.tensors:
+        tensor.CopyFrom(_plain_tensor(tensor, ""))
+    return plain
+
+
+def refuse_operators(nodes, opset, converts, names=None):
+    """Name all operators, among some nodes, that cannot be converted.
+
+    Parameters
+    ----------
+    nodes : iterable of onnx.NodeProto
+        Nodes.
+    opset : int
+        Version of the operator set.
+    converts : callable
+        As for `rename`.
+    names : dict, optional
+        The file's names of the tensors, where these are ours.
+
+    Raises
+    ------
+    ValueError
+        There are some.
+    """
+    lacking = {}
+    for node in nodes:
+        if node.domain not in DOMAINS or not converts(node.op_type, opset):
+            kind = node.op_type if node.domain in DOMAINS else f"{node.domain}.{node.op_type}"
+            output = next(iter(node.output), "")
+            lacking[shown(kind)[1:-1]] = (names or {}).get(output, output)
+    if lacking:
+        what = ", ".join(f"{kind} (which makes {shown(output)})" for kind, output in lacking.items())
+        raise ValueError(f"no converter for the operators {what}, in opset {opset}")
+
+
+def shapes(network, input_shape, n_images, is_bounded=False):
+    """Shapes of all tensors for so many images, without computing any but small constants.
+
+    Parameters
+    ----------
+    network : Network
+        As `rename` makes it.
+    input_shape : tuple of int
+        Shape of one image in the graph's own layout.
+    n_images : int
+        Number of images.
+    is_bounded : bool, optional
+        Refuse what would need more memory or time than this module's limits.
+
+    Returns
+    -------
+    dict of str to onnx.TypeProto
+        By our own names.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit together, that depend on the values of the images, or that are too large.
+    """
+    image = helper.make_tensor_type_proto(TensorProto.FLOAT, [n_images, *input_shape])
+    types = {network.image: image}
+    values, constant = {}, set()
+    for tensor in network.model.graph.initializer:
+        types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        constant.add(tensor.name)
+        if math.prod(tensor.dims) <= SMALL:
+            values[tensor.name] = tensor
+    images = 4 * math.prod([n_images, *input_shape])
+    needed = {True: sum(_memory(types[name]) for name in constant), False: images}
+    work = 0
+    for node in network.model.graph.node:
+        made = _infer(node, types, values, network)
+        for name in filter(None, node.output):
+            if name not in made or None in dimensions(made[name]):
+                raise ValueError(
+                    f"the shape of {shown(network.names[name])}, which {node.op_type} makes, depends on the values of "
+                    "the images, or cannot be worked out"
+                )
+        types |= made
+        is_constant = constant.issuperset(filter(None, node.input))
+        if is_constant:
+            constant.update(node.output)
+        needed[is_constant] += sum(_memory(made[name]) for name in filter(None, node.output))
+        work += _multiplications(node, types)
+        if is_bounded:
+            _bound(needed[True], network.size)
+            limit = CONSTANTS * network.size + TENSORS * images + 64 * MIB
+            if needed[False] > limit or work > MULTIPLICATIONS:
+                raise ValueError(
+                    f"{node.op_type}, which makes {shown(network.names[next(filter(None, node.output))])}: for two "
+                    f"images the graph would need more than {limit / MIB:,.0f} MiB or {MULTIPLICATIONS:.0e} "
+                    "multiplications: not loaded"
+                )
+        if is_constant and all(name in values for name in node.input if name):
+            if all(_memory(made[name]) <= SMALL for name in filter(None, node.output)):
+                values |= _evaluate(node, values, network)
+        elif node.op_type == "Shape":
+            values[node.output[0]] = numpy_helper.from_array(_lengths(node, types), node.output[0])
+            constant.add(node.output[0])
+    return types
+
+
+def dimensions(kind):
+    """Lengths of the axes of a tensor.
+
+    Parameters
+    ----------
+    kind : onnx.TypeProto
+        Type of a tensor.
+
+    Returns
+    -------
+    list of (int or None)
+        None for a free one, or, alone in the list, where not even their number is known.
+    """
+    if not kind.tensor_type.HasField("shape"):
+        return [None]
+    return [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.tensor_type.shape.dim]
+
+
+def _memory(kind):
+    return math.prod(dimensions(kind)) * helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).itemsize
+
+
+def _infer(node, types, values, network):
+    """Types of what a node makes, which also checks the node against the definition of its operator."""
+    schema = onnx.defs.get_schema(node.op_type, network.opset, "")
+    taken = {name: types[name] for name in node.input if name}
+    if schema.deprecated and node.op_type == "GroupNormalization":  # of opset 18, whose definition was mended in 21
+        return {node.output[0]: types[node.input[0]]}
+    known = {name: values[name] for name in node.input if name in values}
+    return shape_inference.infer_node_outputs(schema, node, taken, known, opset_imports=network.model.opset_import)
+
+
+def _multiplications(node, types):
+    """How many multiplications a node takes, or, where it takes none, how many values it makes."""
+
+    def size(number):
+        return math.prod(dimensions(types[node.input[number]]))
+
+    made = math.prod(dimensions(types[next(filter(None, node.output))]))
+    attributes = attributes_of(node)
+    if node.op_type == "Conv":
+        return made * math.prod(dimensions(types[node.input[1]])[1:])
+    if node.op_type == "ConvTranspose":
+        return size(0) * math.prod(dimensions(types[node.input[1]])[1:])
+    if node.op_type in ("MatMul", "Gemm"):
+        return made * (dimensions(types[node.input[0]]) or [1])[0 if attributes.get("transA") else -1]
+    if node.op_type == "Einsum":
+        return _letters(attributes["equation"], [dimensions(types[name]) for name in node.input])
+    factors = attributes.get("kernel_shape", [attributes.get("size", attributes.get("sampling_ratio", 1) ** 2)])
+    return made * max(math.prod(factors), 1)
+
+
+def _letters(equation, shapes):
+    """How many combinations of indices an Einsum runs through."""
+    lengths = {}
+    for term, shape in zip(equation.split("->")[0].split(","), shapes, strict=True):
+        letters = term.replace(" ", "")
+        if "..." in letters:
+            before, after = letters.split("...")
+            between = [f"{axis}" for axis in range(len(shape) - len(before) - len(after))]
+            letters = [*before, *between, *after]
+        for letter, length in zip(letters, shape, strict=True):
+            lengths[letter] = max(length, lengths.get(letter, 1))
+    return math.prod(lengths.values())
+
+
+def _lengths(node, types):
+    """What a Shape node makes, with -1 for a free axis."""
+    lengths = np.array([-1 if n is None else n for n in dimensions(types[node.input[0]])], np.int64)
+    attributes = attributes_of(node)
+    return lengths[attributes.get("start", 0) : attributes.get("end")]
+
+
+def attributes_of(node):
+    """Attributes of a node.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+        A node.
+
+    Returns
+    -------
+    dict
+        By their names; text as str.
+    """
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def _evaluate(node, values, network):
+    """What a node makes of constants."""
+    arrays = []
+    for name in dict.fromkeys(filter(None, node.input)):
+        arrays.append(onnx.TensorProto())
+        arrays[-1].CopyFrom(values[name])
+        arrays[-1].name = name
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "constant", [], outputs, arrays)
+    alone = helper.make_model(
+        graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version
+    )
+    made = reference.ReferenceEvaluator(alone).run(None, {})
+    return {
+        value.name: numpy_helper.from_array(np.asarray(array), value.name)
+        for value, array in zip(outputs, made, strict=True)
+    }
+
+
+def fold(network, types):
+    """The nodes that depend on the images; all else, arithmetic on shapes for one, becomes constants.
+
+    Parameters
+    ----------
+    network : Network
+        As `rename` makes it.
+    types : dict of str to onnx.TypeProto
+        Of all tensors; the axes that vary with the number of images are free.
+
+    Returns
+    -------
+    onnx.GraphProto
+        With the types of all that it makes.
+    """
+    source = network.model.graph
+    values = {tensor.name: tensor for tensor in source.initializer}
+    partly, kept = {}, []  # lengths of which some are not known: -1
+    for node in source.node:
+        inputs = list(filter(None, node.input))
+        if all(name in values for name in inputs):
+            values |= _evaluate(node, values, network)
+            continue
+        if node.op_type == "Shape":
+            made = {node.output[0]: numpy_helper.from_array(_lengths(node, types), node.output[0])}
+        elif _moves_lengths(node, partly, values):
+            made = _evaluate(node, {**values, **partly}, network)
+        else:
+            made = {}
+        is_known = made and all((numpy_helper.to_array(array) >= 0).all() for array in made.values())
+        (values if is_known else partly).update(made)
+        if not is_known:
+            kept.append(node)
+    taken = {name for node in kept for name in node.input} | {value.name for value in source.output}
+    folded = onnx.GraphProto(name="graph", node=kept)
+    for node in folded.node:  # what a node makes beside its first output and nothing takes
+        while len(node.output) > 1 and node.output[-1] not in taken:
+            node.output.pop()
+    for name, tensor in values.items():
+        if name in taken:
+            folded.initializer.add().CopyFrom(tensor)
+            folded.initializer[-1].name = name
+    folded.input.add(name=network.image, type=types[network.image])
+    folded.output.extend(source.output)
+    made = {name for node in kept for name in node.output}
+    folded.value_info.extend(onnx.ValueInfoProto(name=name, type=types[name]) for name in made if name in types)
+    return folded
+
+
+def _moves_lengths(node, partly, values):
+    """Whether a node takes lengths, of which some are not known, and only puts them elsewhere."""
+    if node.op_type not in MOVES or not node.input:
+        return False
+    if node.op_type == "Concat":
+        return all(name in partly or name in values for name in node.input)
+    if node.op_type == "Cast" and attributes_of(node)["to"] not in (TensorProto.INT32, TensorProto.INT64):
+        return False
+    return node.input[0] in partly and all(name in values for name in node.input[1:] if name)
+
+
+def free(first, second):
+    """Types in which the axes are free whose lengths differ between two of them.
+
+    Parameters
+    ----------
+    first, second : dict of str to onnx.TypeProto
+        Of the same graph for two numbers of images.
+
+    Returns
+    -------
+    dict of str to onnx.TypeProto
+    """
+    types = {}
+    for name, kind in first.items():
+        lengths = zip(dimensions(kind), dimensions(second[name]), strict=True)
+        common = [one if one == other else "image" for one, other in lengths]
+        types[name] = helper.make_tensor_type_proto(kind.tensor_type.elem_type, common)
+    return types
