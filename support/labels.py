@@ -93,7 +93,7 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def real(values: Any, name: str) -> np.ndarray:
-    """Real numbers of any shape as float64; NaN and infinity stay.
+    """Real numbers of any shape as float64; NaN and infinity stay. It may share the memory of what was given.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def real(values: Any, name: str) -> np.ndarray:
     if given.dtype.kind in "iu" and given.size and max(-int(given.min()), int(given.max())) > WHOLE:
         raise ValueError(f"{name} has whole numbers beyond 2^53, which float64 rounds: divide them, or rank them")
     with np.errstate(over="ignore"):  # of long double, infinite then
-        return given.astype(np.float64)
+        return given.astype(np.float64, copy=False)
 
 
 def finite(
@@ -225,11 +225,11 @@ def labelled(values: Any, name: str, axes: Iterable[str], named: Iterable[str] |
     axes = tuple(axes)
     if not isinstance(values, xr.DataArray):
         raise TypeError(
-            f"{name} is a {type(values).__name__}: pass an xarray.DataArray with the dimensions {', '.join(axes)}, "
+            f"{name} is a {type(values).__name__}: pass an xarray.DataArray with the dimensions {' and '.join(axes)}, "
             "and with the names along them as coordinates"
         )
     if sorted(map(str, values.dims)) != sorted(axes):
-        raise ValueError(f"{name} has the dimensions {values.dims}, expected {', '.join(axes)}")
+        raise ValueError(f"{name} has the dimensions {values.dims}, expected {' and '.join(axes)}")
     distinct(values, name, axes if named is None else named)
     if not values.size:
         raise ValueError(f"{name} is empty: its sizes are {dict(values.sizes)}, each must be at least one")

@@ -69,9 +69,9 @@ def test_win_rates_see_only_the_order_of_losses():
 def test_win_rates_refuse_what_they_cannot_compare():
     losses = losses_of(np.ones((2, 2, 3)))
     losses[1, 0, 2] = np.nan
-    with pytest.raises(ValueError, match="s1 for t0 are not all finite"):
+    with pytest.raises(ValueError, match="loss is nan at target t0, source s1, image 2"):
         oracle.win_rates(losses)
-    with pytest.raises(ValueError, match="expected source, target and image"):
+    with pytest.raises(ValueError, match="expected target and source and image"):
         oracle.win_rates(losses.isel(image=0))
     with pytest.raises(ValueError, match="at least one"):
         oracle.win_rates(losses.isel(image=slice(0)))
@@ -110,10 +110,10 @@ def test_lower_losses_give_higher_scores():
 def test_ahp_refuses_rates_without_a_ratio():
     rates = rates_of([[1, 2, 3]])
     rates[0, 0, 1] = 1
-    with pytest.raises(ValueError, match="clip them"):
+    with pytest.raises(ValueError, match="win rate is 1.0 at target t0, source s0, rival s1, expected"):
         oracle.ahp(rates)
     rates[0, 0, 1] = np.nan
-    with pytest.raises(ValueError, match="inside"):
+    with pytest.raises(ValueError, match="win rate is nan at target t0, source s0, rival s1"):
         oracle.ahp(rates)
     with pytest.raises(ValueError, match="dimensions"):
         oracle.ahp(rates.isel(target=0))
@@ -151,7 +151,8 @@ def test_agreement_of_an_oracle_with_itself_and_with_its_reverse():
         oracle.agreement(truth, truth.assign_coords(target=["x", "y", "z"]))
     level = truth.copy()
     level[:, 2] = 0
-    assert np.isnan(oracle.agreement(truth, level)).values.tolist() == [False, False, True]
+    with pytest.warns(UserWarning, match="no rank correlation for t2:"):
+        assert np.isnan(oracle.agreement(truth, level)).values.tolist() == [False, False, True]
 
 
 def best_by_brute_force(values, sources, targets, budget):
@@ -201,7 +202,7 @@ def test_integer_program_respects_sources_that_cannot_serve():
         oracle.select_sources(matrix([[0.9, np.nan], [np.nan, 0.2]]), 1)
     with pytest.raises(ValueError, match="no source has an affinity to t1"):
         oracle.select_sources(matrix([[0.9, np.nan]]), 1)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="budget is 0, expected at least 1"):
         oracle.select_sources(affinity, 0)
     with pytest.raises(ValueError, match="source and target"):
         oracle.select_sources(affinity.rename(source="model"), 1)
@@ -233,7 +234,7 @@ def test_published_rankings():
 
 
 def test_load_says_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match="known: 'bank', 'taskonomy'"):
+    with pytest.raises(ValueError, match="known: bank, taskonomy"):
         oracle.load("imagenet")
     with pytest.raises(ValueError, match="no seed"):
         oracle.load("taskonomy", seed=1)

@@ -216,14 +216,19 @@ def test_resampling_averages_areas():
 
 
 def test_samples_refuse_what_they_cannot_read():
-    with pytest.raises(ValueError, match='"images" or "positions"'):
+    with pytest.raises(ValueError, match="known: images, positions, maps"):
         similarity.samples(maps(), "pixels")
     with pytest.raises(ValueError, match="shape"):
         similarity.samples(maps()[0], "images")
     with pytest.raises(ValueError, match="shape"):
         similarity.samples(maps()[:0], "images")
-    with pytest.raises(ValueError, match="two positive numbers"):
+    with pytest.raises(ValueError, match="grid is 0, expected at least 1"):
         similarity.samples(maps(), "images", grid=(0, 2))
+    for grid in (2, (2,), "22", (2, 2, 2)):
+        with pytest.raises(ValueError, match="two positive numbers"):
+            similarity.matrix({"a": maps()}, grid=grid)
+    with pytest.raises(TypeError, match="grid is 2.0: give a whole number"):
+        similarity.samples(maps(), "images", grid=(2.0, 2))
 
 
 @pytest.mark.parametrize("method", similarity.METHODS)
@@ -278,7 +283,7 @@ def test_the_matrix_names_what_is_wrong():
         similarity.matrix({"a": good}, "pwcca")
     with pytest.raises(ValueError, match="no network"):
         similarity.matrix({})
-    with pytest.raises(ValueError, match='"images" or "positions"'):
+    with pytest.raises(ValueError, match="known: images, positions, maps"):
         similarity.matrix({"a": good}, samples="pixels")
     with pytest.raises(ValueError, match="a and b have different numbers of images"):
         similarity.matrix({"a": good, "b": good[1:]})
