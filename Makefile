@@ -25,7 +25,7 @@ help:
 install:
 	@command -v "$(PYTHON)" >/dev/null || \
 		{ echo "$(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name one: make book PYTHON=python3.12"; exit 1; }
-	@"$(PYTHON)" support/install.py "$(VENV)"
+	@"$(PYTHON)" tools/install.py "$(VENV)"
 
 book smoke paper: install
 	@"$(BIN)/python" -m support.book --profile $@
@@ -50,7 +50,7 @@ format: install
 	@"$(BIN)/ruff" format .
 
 lock:
-	@"$(PYTHON)" support/install.py --lock
+	@"$(PYTHON)" tools/install.py --lock
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache *.egg-info

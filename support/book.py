@@ -6,86 +6,28 @@ On the command line: ``python -m support.book --profile smoke|book|paper``; ``--
 import argparse
 import ast
 import contextlib
-import difflib
 import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from support.notebook import compare, declared_parameters
+import filelock
+
+from support.notebook import declared_parameters
+from support.profiles import BookError, folder_of, read_profiles, table
 
 ROOT = Path(__file__).resolve().parents[1]
+# In the kernels of a strict run: a warning of ours, of NumPy or of the libraries of arrays is an error.
+WARNINGS_ARE_ERRORS = "error::UserWarning,error::FutureWarning,error::RuntimeWarning"
 
 
-class BookError(Exception):
-    """What stopped the book, and what to do about it: a message for the reader, without a traceback."""
-
-
-def read_profiles(root, profile, given=None):
-    """Parameters of each notebook in one profile.
-
-    Parameters
-    ----------
-    root : Path
-        The repository.
-    profile : str
-        Name of a profile of ``notebooks/profiles.yml``.
-    given : dict, optional
-        Parameters that take the place of the profile's, in every notebook that declares them.
-
-    Returns
-    -------
-    dict of Path to dict
-        Notebook to its parameters, in the order in which they run; `results`, the folder where a notebook leaves
-        what later ones read, is set for each notebook that declares it.
-
-    Raises
-    ------
-    BookError
-        The profile, a notebook or a parameter in it is unknown, a value is of the wrong kind, or no notebook declares
-        what was given.
-    """
-    import yaml
-
-    given = given or {}
-
-    profiles = yaml.safe_load((root / "notebooks" / "profiles.yml").read_text(encoding="utf-8"))
-    if profile not in profiles:
-        raise BookError(
-            f"unknown profile {profile!r}; the profiles in notebooks/profiles.yml are: {', '.join(profiles)}"
-        )
-    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not notebooks:
-        raise BookError(f"there are no notebooks (NN_name.ipynb) in {root / 'notebooks'}")
-    asked = profiles[profile] or {}
-    unknown = sorted(set(asked) - {notebook.stem for notebook in notebooks})
-    if unknown:
-        raise BookError(f"profile {profile!r} in notebooks/profiles.yml names unknown notebooks: {', '.join(unknown)}")
-    plan, everything = {}, {}
-    for notebook in notebooks:
-        plan[notebook] = dict(asked.get(notebook.stem) or {})
-        try:
-            declared = declared_parameters(notebook)
-            everything |= declared
-            plan[notebook] |= {name: value for name, value in given.items() if name in declared}
-            compare(plan[notebook], declared)
-        except (ValueError, TypeError) as error:
-            raise BookError(f"profile {profile!r}, notebook {notebook.stem}: {error}") from None
-        if "results" in declared:
-            plan[notebook].setdefault("results", f"book/_build/{profile}/results")
-    for name in set(given) - set(everything):
-        close = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise BookError(f"no notebook has a parameter {name!r}{hint}")
-    return plan
-
-
-def keys(root, plan):
+def keys(root: Path, plan: dict[Path, dict]) -> dict[Path, str]:
     """What each notebook's result depends on, as one hash.
 
     Parameters
@@ -119,28 +61,86 @@ def keys(root, plan):
     return found
 
 
+def finished(output: Path) -> dict:
+    """What was written down when a notebook had run to its end.
+
+    Parameters
+    ----------
+    output : Path
+        The executed copy.
+
+    Returns
+    -------
+    dict
+        `key` as of `keys`, `seconds` that it took and `sha256` of the copy. Empty where the copy or the record beside
+        it is missing, damaged, or not of one another: a killed run or a full disk leaves such.
+
+    Examples
+    --------
+    >>> finished(Path("no/such/notebook.ipynb"))
+    {}
+    """
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        record = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+        kinds = [type(record[name]) for name in ("key", "seconds", "sha256")]
+        if kinds == [str, float, str] and record["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest():
+            return record
+    return {}
+
+
 @contextlib.contextmanager
-def _kernel_environment():
+def _kernel_environment(strict):
     """Environment variables by which kernels are those of this Python and find this package; restored on exit."""
     before = dict(os.environ)
     try:
         os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before.get("PYTHONPATH")]))
+        if strict:
+            os.environ["PYTHONWARNINGS"] = WARNINGS_ARE_ERRORS
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _execute(notebook, output, parameters, root):
-    """Run one notebook through papermill in the folder `root`; BookError says where it failed."""
+def execute(notebook: Path, output: Path, parameters: dict, key: str, root: Path, strict: bool, again: str) -> float:
+    """Run one notebook through papermill, and write down beside the copy that it came to its end.
+
+    Parameters
+    ----------
+    notebook, output : Path
+        The notebook and its executed copy, whose folder exists; what is at `output` and its record is replaced.
+    parameters : dict
+        For papermill.
+    key : str
+        What the record says the copy is made from.
+    root : Path
+        The folder in which it runs.
+    strict : bool
+        Warnings of this package and of the libraries of arrays stop the notebook.
+    again : str
+        The command that runs it alone, for the message.
+
+    Returns
+    -------
+    float
+        Seconds.
+
+    Raises
+    ------
+    BookError
+        The notebook failed. The message ends with the cell, the error and `again`.
+    """
     import papermill
     from nbclient.exceptions import CellControlSignal, DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    partly = f"\nThe partly executed copy: {output}"
+    record = output.with_suffix(".json")
+    for path in (record, output):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    start, said = time.perf_counter(), None
     try:
-        with _kernel_environment():
+        with _kernel_environment(strict):
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
@@ -153,16 +153,49 @@ def _execute(notebook, output, parameters, root):
     except PapermillExecutionError as error:
         first = error.source.strip().splitlines()
         shown = "\n".join(f"    {line}" for line in first[:8]) + ("\n    ..." if len(first) > 8 else "")
-        raise BookError(
-            f"{notebook.stem} failed in cell [{error.exec_count}]:\n{shown}\n{error.ename}: {error.evalue}{partly}"
-        ) from None
+        said = f"cell [{error.exec_count}]:\n{shown}\n{error.ename}: {error.evalue}"
     except DeadKernelError:
-        raise BookError(
-            f"{notebook.stem} failed: its Python process died, most often because memory ran out; close other programs "
-            f"or lower the notebook's parameters in notebooks/profiles.yml{partly}"
-        ) from None
+        said = (
+            "its Python process died, most often because memory ran out: close other programs, or lower the "
+            "notebook's parameters (-p, or notebooks/profiles.yml)"
+        )
     except (PapermillException, CellControlSignal) as error:
-        raise BookError(f"{notebook.stem} failed: {error}{partly}") from None
+        said = str(error)
+    if said:
+        where = f"The partly executed copy: {output}" if output.is_file() else "Nothing was executed."
+        raise BookError(f"{notebook.stem} failed. {where}\n{said}\nTo run it alone again: {again}")
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256(output.read_bytes()).hexdigest()
+    record.write_text(json.dumps({"key": key, "seconds": round(seconds, 1), "sha256": digest}), encoding="utf-8")
+    return seconds
+
+
+def command(profile: str, notebook: str, given: dict, file: Path | None) -> str:
+    """The command line that runs one notebook of a profile alone.
+
+    Parameters
+    ----------
+    profile, given, file
+        As for `run`.
+    notebook : str
+        Its stem.
+
+    Returns
+    -------
+    str
+        It works in any folder.
+
+    Examples
+    --------
+    >>> command("smoke", "07_svcca", {"seed": 1}, None).split("support.book ")[1]
+    '--profile smoke --only 07_svcca -p seed 1'
+    """
+    words = [sys.executable, "-m", "support.book", "--profile", profile]
+    words += ["--profiles", str(file.absolute())] if file else []
+    words += ["--only", notebook]
+    for name, value in given.items():
+        words += ["-p", name, str(value)]
+    return shlex.join(words)
 
 
 def _state(root, profile, plan, only):
@@ -170,20 +203,18 @@ def _state(root, profile, plan, only):
     unknown = sorted(set(only or ()) - {notebook.stem for notebook in plan})
     if unknown:
         raise BookError(f"unknown notebook {unknown[0]!r}; there are: {', '.join(path.stem for path in plan)}")
-    folder = root / "book" / "_build" / profile
-    found = {}
+    folder, found = folder_of(root, profile), {}
     for notebook, key in keys(root, plan).items():
-        output = folder / "notebooks" / notebook.name
-        record = output.with_suffix(".json")
-        is_done = output.is_file() and record.is_file() and json.loads(record.read_text())["key"] == key
         if not only or notebook.stem in only:
+            output = folder / "notebooks" / notebook.name
+            is_done = finished(output).get("key") == key
             is_done = is_done and ((folder / "results").is_dir() or "results" not in plan[notebook])
             found[notebook] = output, key, is_done
     return found
 
 
 def _plan_of_the_original(parameters):
-    from support import original
+    from support.chapters import original
 
     return original.plan(
         parameters["n_encoders"],
@@ -199,12 +230,12 @@ def _plan_of_the_original(parameters):
 PLANS = {"14_reproduce_the_original": _plan_of_the_original}  # parameters → what a costly notebook will take
 
 
-def dry_run(profile, root=ROOT, given=None, only=None):
+def dry_run(profile: str, root: Path = ROOT, given=None, only=None, file: Path | None = None) -> str:
     """Say what `run` would do, and what a notebook of hours would take: passes, disk, time. Nothing is run or written.
 
     Parameters
     ----------
-    profile, root, given, only
+    profile, root, given, only, file
         As for `run`.
 
     Returns
@@ -217,7 +248,7 @@ def dry_run(profile, root=ROOT, given=None, only=None):
     BookError
         The profile, a notebook or a parameter is unknown, or a value is of the wrong kind.
     """
-    plan = read_profiles(root, profile, given)
+    plan = read_profiles(root, profile, given, file)
     lines = []
     for notebook, (_, _, is_done) in _state(root, profile, plan, only).items():
         told = ", ".join(f"{name} = {value!r}" for name, value in plan[notebook].items())
@@ -232,13 +263,15 @@ def dry_run(profile, root=ROOT, given=None, only=None):
     return "\n".join(lines)
 
 
-def run(profile, root=ROOT, force=False, given=None, only=None):
+def run(
+    profile: str, root: Path = ROOT, force=False, given=None, only=None, file: Path | None = None, strict=False
+) -> list[str]:
     """Run the notebooks of a profile in order, leaving out those that nothing has changed for.
 
     Parameters
     ----------
     profile : str
-        Name of a profile of ``notebooks/profiles.yml``.
+        Name of a profile of ``notebooks/profiles.yml``, or of `file`.
     root : Path
         The repository; notebooks run in this folder.
     force : bool
@@ -247,6 +280,10 @@ def run(profile, root=ROOT, force=False, given=None, only=None):
         As for `read_profiles`.
     only : sequence of str, optional
         Stems of the notebooks to run; all by default.
+    file : Path, optional
+        As for `read_profiles`.
+    strict : bool
+        As for `execute`.
 
     Returns
     -------
@@ -258,25 +295,24 @@ def run(profile, root=ROOT, force=False, given=None, only=None):
     BookError
         A notebook failed, or the profile is wrong.
     """
-    plan = read_profiles(root, profile, given)
-    folder = root / "book" / "_build" / profile
+    plan = read_profiles(root, profile, given, file)
+    folder = folder_of(root, profile)
     todo = _state(root, profile, plan, only)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     (folder / "results").mkdir(exist_ok=True)
+    took = {notebook: finished(output).get("seconds") for notebook, (output, _, _) in todo.items()}
+    waiting = [notebook for notebook, (_, _, is_done) in todo.items() if force or not is_done]
     ran = []
-    for number, (notebook, (output, key, is_done)) in enumerate(todo.items(), start=1):
-        record = output.with_suffix(".json")
+    for number, (notebook, (output, key, _)) in enumerate(todo.items(), start=1):
         label = f"[{number}/{len(todo)}] {notebook.stem}"
-        if is_done and not force:
+        if notebook not in waiting:
             print(f"{label}: nothing changed", flush=True)
             continue
-        print(f"{label} ...", flush=True)
-        start = time.perf_counter()
-        record.unlink(missing_ok=True)
-        _execute(notebook, output, plan[notebook], root)
-        seconds = time.perf_counter() - start
-        record.write_text(json.dumps({"key": key, "seconds": round(seconds, 1)}))
-        print(f"{label}: {seconds:.0f} s", flush=True)
+        left = _minutes(took, waiting[len(ran) :])
+        print(f"{label} runs now; {len(ran)} done, {len(waiting) - len(ran)} to do{left}", flush=True)
+        again = command(profile, notebook.stem, given or {}, file)
+        took[notebook] = execute(notebook, output, plan[notebook], key, root, strict, again)
+        print(f"{label}: {took[notebook]:.0f} s", flush=True)
         ran.append(notebook.stem)
     for output in (folder / "notebooks").glob("*.ipynb"):
         if output.name not in {notebook.name for notebook in plan}:
@@ -284,7 +320,16 @@ def run(profile, root=ROOT, force=False, given=None, only=None):
     return ran
 
 
-def assemble(profile, root=ROOT):
+def _minutes(took, waiting):
+    """ ", about 12 min left" from what each notebook took the last time, or the others on average."""
+    known = [seconds for seconds in took.values() if seconds]
+    if not known:
+        return ""
+    seconds = sum(took[notebook] or sum(known) / len(known) for notebook in waiting)
+    return f", about {max(1, round(seconds / 60))} min left"
+
+
+def assemble(profile: str, root: Path = ROOT) -> Path:
     """Put the hand-written pages and the executed notebooks together in one folder.
 
     Parameters
@@ -299,7 +344,7 @@ def assemble(profile, root=ROOT):
     Path
         ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there.
     """
-    source = root / "book" / "_build" / profile / "source"
+    source = folder_of(root, profile) / "source"
     if source.is_dir():
         shutil.rmtree(source)
     shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("_build", "__pycache__", ".*"))
@@ -314,7 +359,7 @@ def assemble(profile, root=ROOT):
     return source
 
 
-def build(profile, root=ROOT):
+def build(profile: str, root: Path = ROOT) -> Path:
     """Build the pages from what `assemble` put together; every warning is an error.
 
     Parameters
@@ -334,21 +379,46 @@ def build(profile, root=ROOT):
     BookError
         jupyter-book had something to warn of; the message has all its warnings.
     """
-    folder = root / "book" / "_build" / profile
-    work = folder / "sphinx"
+    folder = folder_of(root, profile)
+    return render(folder / "source", folder / "html", root)
+
+
+def render(source: Path, pages: Path, root: Path, strict: bool = True) -> Path:
+    """Make HTML of a folder of pages.
+
+    Parameters
+    ----------
+    source : Path
+        With ``_toc.yml``.
+    pages : Path
+        The folder to make, in place of the one that was there.
+    root : Path
+        The repository, with ``_config.yml``.
+    strict : bool
+        A warning is an error.
+
+    Returns
+    -------
+    Path
+        ``index.html`` in `pages`.
+
+    Raises
+    ------
+    BookError
+        jupyter-book could not, or had something to warn of; the message has all it said of that.
+    """
+    work = pages.with_name("sphinx")
     if work.is_dir():
         shutil.rmtree(work)
     program = "from jupyter_book.cli.main import main; main()"
-    command = [sys.executable, "-c", program, "build", str(folder / "source"), "--path-output", str(work)]
-    command += ["--config", str(root / "_config.yml"), "--toc", str(folder / "source" / "_toc.yml")]
-    command += ["-W", "-n", "--keep-going", "-q"]
+    command = [sys.executable, "-c", program, "build", str(source), "--path-output", str(work), "-q", "--keep-going"]
+    command += ["--config", str(root / "_config.yml"), "--toc", str(source / "_toc.yml")] + ["-W", "-n"] * strict
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
     said = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)  # sphinx prints warnings in colour
     made = work / "_build" / "html"
     if result.returncode or not (made / "index.html").is_file():
         lines = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
         raise BookError("the book has errors:\n" + ("\n".join(lines) or said.strip()))
-    pages = folder / "html"
     if pages.is_dir():
         shutil.rmtree(pages)
     made.rename(pages)
@@ -356,8 +426,14 @@ def build(profile, root=ROOT):
     return pages / "index.html"
 
 
-def _value(text):
-    """A parameter from the command line: a number or True or False where it looks like one, otherwise text."""
+def value_of(text: str) -> int | float | bool | str:
+    """A parameter from the command line: a number or True or False where it looks like one, otherwise text.
+
+    Examples
+    --------
+    >>> value_of("5"), value_of("0.5"), value_of("True"), value_of("saliency")
+    (5, 0.5, True, 'saliency')
+    """
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -365,13 +441,30 @@ def _value(text):
     return value if isinstance(value, int | float) else text
 
 
-def main(arguments=None):
+@contextlib.contextmanager
+def _alone(folder):
+    """Hold the lock of a profile's folder; BookError where another process has it. It ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise BookError(
+            f"another process is at work in {folder}: wait for its end, or choose another profile"
+        ) from None
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Run a profile and build its book; exits with status 1 and one message when something fails."""
     parser = argparse.ArgumentParser(prog="python -m support.book", description="Run the notebooks and build the book.")
-    parser.add_argument("--profile", default="book", help="a profile of notebooks/profiles.yml (default: book)")
+    parser.add_argument("--list", action="store_true", help="only show chapters, parameters and profiles as a table")
+    parser.add_argument("--profile", help="a profile of notebooks/profiles.yml (default: book), or of --profiles")
+    parser.add_argument("--profiles", type=Path, metavar="FILE", help="a file with profiles of your own, anywhere")
     parser.add_argument("--force", action="store_true", help="run notebooks for which nothing has changed, too")
+    parser.add_argument("--strict", action="store_true", help="warnings of a notebook are errors")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done and what it would take")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="run these notebooks only, and build no pages")
+    parser.add_argument("--sweep", metavar="NAME=VALUE,…", help="run one notebook with each value; one page compares")
     parser.add_argument(
         "-p",
         nargs=2,
@@ -382,25 +475,44 @@ def main(arguments=None):
         help="a parameter, for every notebook that has it; as for papermill",
     )
     options = parser.parse_args(arguments)
-    given = {name: _value(text) for name, text in options.given}
     start = time.perf_counter()
     try:
-        if options.dry_run:
-            print(dry_run(options.profile, given=given, only=options.only))
-            return
-        run(options.profile, force=options.force, given=given, only=options.only)
-        if options.only:
-            print(f"executed notebooks: {ROOT / 'book' / '_build' / options.profile / 'notebooks'}")
-            return
-        print("building the pages ...", flush=True)
-        assemble(options.profile)
-        page = build(options.profile)
+        page = _obey(options)
     except BookError as error:
         sys.exit(f"{error}")
+    except OSError as error:
+        sys.exit(f"{error}: mend that and run the same command again; notebooks that had finished will not run again")
     except KeyboardInterrupt:
         sys.exit("interrupted; notebooks that had finished will not run again")
-    print(f"The book ({options.profile}) is ready after {time.perf_counter() - start:.0f} s; open it in a browser:")
-    print(f"  {page}\n  {page.as_uri()}")
+    if page:
+        print(f"The pages are ready after {time.perf_counter() - start:.0f} s; open them in a browser:")
+        print(f"  {page}\n  {page.as_uri()}")
+
+
+def _obey(options):
+    """Do what the command line says; the first page, where pages were built."""
+    if options.list:
+        print(table(ROOT, options.profiles))
+        return None
+    profile = options.profile or "book"
+    given = {name: value_of(text) for name, text in options.given}
+    settings = {"given": given, "only": options.only, "file": options.profiles}
+    if options.dry_run:
+        print(dry_run(profile, **settings))
+        return None
+    read_profiles(ROOT, profile, given, options.profiles)  # before a folder is made for it
+    with _alone(folder_of(ROOT, profile)):
+        if options.sweep:
+            from support.sweep import sweep
+
+            return sweep(options.sweep, profile, force=options.force, strict=options.strict, **settings)
+        run(profile, force=options.force, strict=options.strict, **settings)
+        if options.only:
+            print(f"executed notebooks: {folder_of(ROOT, profile) / 'notebooks'}")
+            return None
+        print("building the pages ...", flush=True)
+        assemble(profile)
+        return build(profile)
 
 
 if __name__ == "__main__":

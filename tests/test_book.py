@@ -1,11 +1,13 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import filelock
 import nbformat
 import pytest
 from nbformat import v4
@@ -120,28 +122,7 @@ def test_artefact(tmp_path):
     assert "nothing.zarr" in str(missing.value) and str(tmp_path) in str(missing.value)
 
 
-# Profiles
-
-
-def test_unknown_profile_names_the_known_ones(root):
-    write_profiles(root, "smoke: {}\nbook: {}\n")
-    with pytest.raises(book.BookError, match="unknown profile 'smok'.*smoke, book"):
-        book.read_profiles(root, "smok")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("smoke: {02_two: {n_images: 2}}", "unknown notebooks: 02_two"),
-        ("smoke: {01_one: {n_image: 2}}", "01_one: unknown parameter 'n_image'; did you mean 'n_images'"),
-        ("smoke: {01_one: {n_images: two}}", "01_one: parameter 'n_images' must be an int"),
-    ],
-)
-def test_mistakes_in_a_profile_are_found_before_anything_runs(root, text, said):
-    write_notebook(root / "notebooks" / "01_one.ipynb", "raise SystemExit")
-    write_profiles(root, text)
-    with pytest.raises(book.BookError, match=said):
-        book.run("smoke", root)
+# What runs
 
 
 def test_given_parameters_go_to_the_notebooks_that_have_them(root):
@@ -187,7 +168,7 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
 
 
 def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
-    from support import original
+    from support.chapters import original
 
     monkeypatch.setattr(original, "plan", lambda *numbers, **options: f"{numbers[:2]} {options}")
     book.main(["--profile", "paper", "--dry-run", "-p", "weights", "random", "--only", "14_reproduce_the_original"])
@@ -198,8 +179,8 @@ def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
 
 def test_values_from_the_command_line():
     texts = {"5": 5, "0.5": 0.5, "True": True, "random": "random", "folder:/a b": "folder:/a b", "'x'": "'x'"}
-    assert {text: book._value(text) for text in texts} == texts
-    assert all(type(book._value(text)) is type(value) for text, value in texts.items())
+    assert {text: book.value_of(text) for text in texts} == texts
+    assert all(type(book.value_of(text)) is type(value) for text, value in texts.items())
 
 
 def test_repository_without_notebooks(root):
@@ -284,11 +265,112 @@ def test_failing_notebook(root):
     with pytest.raises(book.BookError) as failed:
         book.run("smoke", root)
     copy = root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb"
-    for part in ("02_two failed", "KeyError: 'no such model'", "raise KeyError", str(copy)):
-        assert part in str(failed.value)
+    assert str(failed.value).startswith(
+        f"02_two failed. The partly executed copy: {copy}\ncell [4]:\n    raise KeyError"
+    )
+    assert str(failed.value).splitlines()[-2] == "KeyError: 'no such model'"
+    again = f"To run it alone again: {sys.executable} -m support.book --profile smoke --only 02_two"
+    assert str(failed.value).splitlines()[-1] == again
     assert "Traceback" not in str(failed.value) and copy.is_file()
     write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1")
     assert book.run("smoke", root) == ["02_two"]
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "other JSON": lambda path: path.write_text('{"cells": 3, "key": ["x"]}'),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "a number": lambda path: path.write_text("3"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00\x80"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "one bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "x").write_text("y")),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_or_copy_is_made_again(root, damage, monkeypatch):
+    """With and without `force`; what is whole is left alone."""
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_notebook(root / "notebooks" / "02_two.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+
+    def papermill_that_copies(notebook, output, **_):
+        Path(output).write_text(Path(notebook).read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
+    book.run("smoke", root)
+    for name in ("01_one.ipynb", "01_one.json"):
+        path = root / "book" / "_build" / "smoke" / "notebooks" / name
+        for force, ran in ((False, ["01_one"]), (True, ["01_one", "02_two"])):
+            DAMAGES[damage](path)
+            assert "01_one: to be run" in book.dry_run("smoke", root)
+            assert book.run("smoke", root, force=force) == ran
+            assert book.run("smoke", root) == []
+
+
+def test_progress_of_a_run(root, capsys, monkeypatch):
+    """A line when a chapter starts: what runs, how many are done, and how long the rest took the last time."""
+    for number in (1, 2, 3):
+        write_notebook(root / "notebooks" / f"0{number}_chapter.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+
+    def papermill_that_copies(notebook, output, **_):
+        Path(output).write_text(Path(notebook).read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
+    book.run("smoke", root)
+    assert capsys.readouterr().out.splitlines()[0] == "[1/3] 01_chapter runs now; 0 done, 3 to do"
+    for number, seconds in ((1, 60.0), (2, 120.0), (3, 240.0)):
+        path = root / "book" / "_build" / "smoke" / "notebooks" / f"0{number}_chapter.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    write_notebook(root / "notebooks" / "02_chapter.ipynb", "print(scale)")
+    (root / "requirements.lock").write_text("torch==2.13.1\n")
+    book.run("smoke", root)
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/3] 01_chapter runs now; 0 done, 3 to do, about 7 min left",
+        "[1/3] 01_chapter: 0 s",
+        "[2/3] 02_chapter runs now; 1 done, 2 to do, about 6 min left",
+        "[2/3] 02_chapter: 0 s",
+        "[3/3] 03_chapter runs now; 2 done, 1 to do, about 4 min left",
+        "[3/3] 03_chapter: 0 s",
+    ]
+
+
+def test_the_command_that_runs_a_chapter_again_has_its_parameters(tmp_path):
+    words = shlex.split(book.command("mine", "02_two", {"probe": "folder:/a b", "keep": True}, tmp_path / "my.yml"))
+    assert words[:3] == [sys.executable, "-m", "support.book"]
+    assert words[3:7] == ["--profile", "mine", "--profiles", str(tmp_path / "my.yml")]
+    assert words[7:] == ["--only", "02_two", "-p", "probe", "folder:/a b", "-p", "keep", "True"]
+
+
+def test_a_strict_run_stops_at_a_warning(root):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "import warnings\nwarnings.warn('a second look')")
+    write_profiles(root, "smoke: {}")
+    with pytest.raises(book.BookError, match="UserWarning: a second look\nTo run it alone"):
+        book.run("smoke", root, strict=True)
+    assert book.run("smoke", root) == ["01_one"]
+
+
+def test_two_processes_do_not_run_one_profile_at_once(root, monkeypatch, capsys):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+    monkeypatch.setattr(book, "ROOT", root)
+    (root / "book" / "_build" / "smoke").mkdir(parents=True)
+    with filelock.FileLock(root / "book" / "_build" / "smoke" / ".lock"), pytest.raises(SystemExit) as stopped:
+        book.main(["--profile", "smoke"])
+    assert "another process is at work" in stopped.value.code
+
+
+def test_full_disk_ends_in_one_message(root, monkeypatch):
+    monkeypatch.setattr(book, "run", lambda *_, **__: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+    monkeypatch.setattr(book, "ROOT", root)
+    with pytest.raises(SystemExit, match="No space left on device.*run the same command again"):
+        book.main(["--profile", "smoke"])
 
 
 # The book itself

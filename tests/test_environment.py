@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from install import OF_THE_TORCH_BUILD
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from support.install import OF_THE_TORCH_BUILD
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -4,12 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import install
 import pytest
 
-from support import install
-
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "support" / "install.py"
+SCRIPT = ROOT / "tools" / "install.py"
 
 
 def run_as(version, *arguments):

@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, loaders, oracle, probe, wheels, zoo
+from support import attribution, loaders, oracle, probe, wheels, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
+from support.chapters import answers
 
 NAMES = [
     f"package:{name}"
