@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
-from support import predictivity
+from support import readout, similarity
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(25, 3, 5, 4))
@@ -40,101 +40,107 @@ def by_sklearn(x, y, n_random, ridge):
 @pytest.mark.parametrize(("n_random", "ridge"), [(0, 1e-3), (64, 0.1), (512, 0.1)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_equals_ridge_regression_of_scikit_learn(n_random, ridge, wide, monkeypatch):
-    monkeypatch.setattr(predictivity, "MOST_FEATURES", 1 if wide else 4096)
+    monkeypatch.setattr(readout, "MOST_FEATURES", 1 if wide else 4096)
     y = np.maximum(np.einsum("cd,ndyx->ncyx", RNG.normal(size=(2, 3)), X), 0) + 0.3 * RNG.normal(size=(25, 2, 5, 4))
-    found = predictivity.predictivity(X, y, n_random=n_random, ridge=ridge)
+    found = similarity.predictivity(X, y, n_random=n_random, ridge=ridge)
     assert found == pytest.approx(by_sklearn(X, y, n_random, ridge), abs=1e-10)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 60])
 def test_blocks_do_not_matter(rows, monkeypatch):
     y = X[:, :2] ** 2
-    whole = predictivity.predictivity(X, y)
-    monkeypatch.setattr(predictivity, "ROWS", rows)
-    monkeypatch.setattr(predictivity, "KEPT", 0)
-    monkeypatch.setattr(predictivity, "COLUMNS", 1)
-    assert predictivity.predictivity(X, y) == pytest.approx(whole, abs=1e-12)
+    whole = similarity.predictivity(X, y)
+    monkeypatch.setattr(readout, "ROWS", rows)
+    monkeypatch.setattr(readout, "KEPT", 0)
+    monkeypatch.setattr(readout, "COLUMNS", 1)
+    assert similarity.predictivity(X, y) == pytest.approx(whole, abs=1e-12)
 
 
 def test_one_for_an_invertible_map_and_about_zero_for_noise():
     mixed = np.einsum("cd,ndyx->ncyx", RNG.normal(size=(3, 3)), X) + 5
-    assert predictivity.predictivity(X, mixed, n_random=0, ridge=1e-9) == pytest.approx(1, abs=1e-6)
-    noise = predictivity.predictivity(X, RNG.normal(size=X.shape), n_random=0)
+    assert similarity.predictivity(X, mixed, n_random=0, ridge=1e-9) == pytest.approx(1, abs=1e-6)
+    noise = similarity.predictivity(X, RNG.normal(size=X.shape), n_random=0)
     assert -0.2 < noise < 0.05
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1, 1e150, 1e300])
+@pytest.mark.parametrize("scale", [1e-290, 1e-150, 1, 1e150, 1e290])
 def test_linear_maps_of_the_source_and_scales_of_both_do_not_matter(scale):
     y = X[:, :2] + RNG.normal(size=(25, 2, 5, 4))
     mixed = np.einsum("cd,ndyx->ncyx", RNG.normal(size=(3, 3)), X)
     linear = {"n_random": 0, "ridge": 1e-9}
-    assert predictivity.predictivity(mixed * scale, y / scale, **linear) == pytest.approx(
-        predictivity.predictivity(X, y, **linear), abs=1e-5
+    assert similarity.predictivity(mixed * scale, y / scale, **linear) == pytest.approx(
+        similarity.predictivity(X, y, **linear), abs=1e-5
     )
 
 
 def test_it_is_directed_and_dead_channels_count_for_nothing():
     more = np.concatenate([X, RNG.normal(size=X.shape)], 1)
-    both = predictivity.matrix({"less": X, "more": more}, n_random=0, ridge=1e-6)
-    assert both.sel(source="more", target="less") == pytest.approx(1, abs=1e-3)
-    assert both.sel(source="less", target="more") < 0.6
+    for method, least in (("predictivity", 0.8), ("predictivity_linear", 0.95)):
+        both = similarity.matrix({"less": X, "more": more}, method)
+        assert both.sel(source="more", target="less") > least
+        assert both.sel(source="less", target="more") < 0.6
+        assert both.sel(source="less", target="more") != both.sel(source="more", target="less")
+    options = {"predictivity": {}, "predictivity_linear": {"n_random": 0}}
+    for method, settings in options.items():
+        one = similarity.matrix({"less": X, "more": more}, method)[0, 1]
+        assert one == similarity.predictivity(X, more, **settings)
     dead = np.concatenate([X, np.full((25, 1, 5, 4), 7.0)], 1)
-    assert predictivity.predictivity(X, dead) == predictivity.predictivity(X, X)
-    assert predictivity.predictivity(dead, X, n_random=0) == pytest.approx(
-        predictivity.predictivity(X, X, n_random=0), abs=1e-12
+    assert similarity.predictivity(X, dead) == similarity.predictivity(X, X)
+    assert similarity.predictivity(dead, X, n_random=0) == pytest.approx(
+        similarity.predictivity(X, X, n_random=0), abs=1e-12
     )
 
 
 def test_grids_meet_at_the_coarser_one_and_features_without_positions_have_no_neighbours():
     fine = np.repeat(np.repeat(X, 2, 2), 3, 3)
-    assert predictivity.predictivity(fine, X) == pytest.approx(predictivity.predictivity(X, X), abs=1e-12)
+    assert similarity.predictivity(fine, X) == pytest.approx(similarity.predictivity(X, X), abs=1e-12)
     flat = RNG.normal(size=(200, 10))
-    assert predictivity.predictivity(flat, flat[:, :4], n_random=0, ridge=1e-9) == pytest.approx(1, abs=1e-6)
+    assert similarity.predictivity(flat, flat[:, :4], n_random=0, ridge=1e-9) == pytest.approx(1, abs=1e-6)
 
 
 def test_errors_of_images_add_up_to_the_score_and_moved_images_to_chance():
-    source, target = predictivity.Summary(X), predictivity.Summary(X[:, :2])
-    missed, spread = predictivity.errors(source, target)
+    source, target = readout.Summary(X), readout.Summary(X[:, :2])
+    missed, spread = readout.errors(source, target)
     assert missed.shape == spread.shape == (25, 2)
-    assert (1 - missed.sum(0) / spread.sum(0)).mean() == predictivity.predictivity(X, X[:, :2])
-    assert predictivity.explained(source, target.moved(3)) == pytest.approx(
-        predictivity.predictivity(X, np.roll(X[:, :2], 3, 0)), abs=1e-12
+    assert (1 - missed.sum(0) / spread.sum(0)).mean() == similarity.predictivity(X, X[:, :2])
+    assert readout.explained(source, target.moved(3)) == pytest.approx(
+        similarity.predictivity(X, np.roll(X[:, :2], 3, 0)), abs=1e-12
     )
-    assert predictivity.explained(source.moved(3), target) < 0.2
+    assert readout.explained(source.moved(3), target) < 0.2
 
 
 def test_wide_sources_are_thinned_out_evenly_and_their_features_are_never_all_in_memory(monkeypatch):
-    monkeypatch.setattr(predictivity, "MOST_FEATURES", 1_000)
-    monkeypatch.setattr(predictivity, "MOST_SAMPLES", 606)
+    monkeypatch.setattr(readout, "MOST_FEATURES", 1_000)
+    monkeypatch.setattr(readout, "MOST_SAMPLES", 606)
     x = RNG.normal(size=(6, 200, 30, 30))  # 1,800 features of 5,400 samples: 78 MB
     tracemalloc.start()
-    readout = predictivity.Summary(x, n_random=0).readout
+    wide = readout.Summary(x, n_random=0).readout
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(readout.positions) == 101 and readout.products.shape == (606, 606)
-    assert np.diff(readout.positions).min() >= 8
+    assert len(wide.positions) == 101 and wide.products.shape == (606, 606)
+    assert np.diff(wide.positions).min() >= 8
     assert peak < 60e6
     with pytest.raises(ValueError, match="x has 1,800 features and 700 images: use at most 606 images"):
-        getattr(predictivity.Summary(np.concatenate([x[:, :, :1, :1]] * 117)[:700], n_random=0), "readout")
+        readout.explained(*[readout.Summary(np.concatenate([x[:, :, :2, :1]] * 117)[:700], "x", 0)] * 2)
 
 
 @pytest.mark.parametrize(
-    ("reps", "options", "message"),
+    ("x", "y", "options", "error", "message"),
     [
-        ({}, {}, "no network"),
-        ({"a": X, "b": X[:5]}, {}, "a has the shape .* and b"),
-        ({"a": X, "b": X.reshape(25, -1)}, {}, "positions in all networks or in none"),
-        ({"a": X[:4]}, {}, "4 images"),
-        ({"a": np.where(X > 3, np.nan, X)}, {}, "a is not finite at"),
-        ({"a": np.ones_like(X)}, {}, "a is constant"),
-        ({"a": X.astype(complex)}, {}, "a is of the type complex128"),
-        ({"a": X[0]}, {}, "a has the shape"),
-        ({"a": X}, {"ridge": 0}, "ridge 0"),
-        ({"a": X}, {"ridge": np.nan}, "ridge nan"),
-        ({"a": X}, {"n_random": -1}, "n_random is -1"),
-        ({"a": X}, {"grid": (0, 3)}, "grid is"),
+        (X, X[:5], {}, ValueError, "x and y have different numbers of images: 25 and 5"),
+        (X, X.reshape(25, -1), {}, ValueError, "y have no positions"),
+        (X[:4], X[:4], {}, ValueError, "x has 4 images"),
+        (X, np.where(X > 2, np.nan, X), {}, ValueError, "y .*nan"),
+        (X, np.ones_like(X), {}, ValueError, "y is constant"),
+        (X.astype(complex), X, {}, TypeError, "x"),
+        (X[0], X, {}, ValueError, "x has the shape"),
+        (X, X, {"ridge": 0}, ValueError, "ridge is 0"),
+        (X, X, {"ridge": np.nan}, ValueError, "ridge is nan"),
+        (X, X, {"n_random": -1}, ValueError, "n_random is -1"),
+        (X, X, {"n_random": 1.5}, TypeError, "n_random is 1.5"),
+        (X, X, {"seed": -1}, ValueError, "seed is -1"),
     ],
 )
-def test_what_has_no_score_is_refused(reps, options, message):
-    with pytest.raises(ValueError, match=message):
-        predictivity.matrix(reps, **options)
+def test_what_has_no_score_is_refused(x, y, options, error, message):
+    with pytest.raises(error, match=message):
+        similarity.predictivity(x, y, **options)

@@ -1,11 +1,9 @@
-"""How much of one network's representation a small readout predicts from another's: directed, and without labels."""
+"""The readout behind `similarity.predictivity`: ridge regression of one representation from another, held out."""
 
 import copy
 import functools
-from collections.abc import Mapping
 
 import numpy as np
-import xarray as xr
 from scipy.linalg import cho_factor, cho_solve
 
 NEIGHBOURHOOD = 3  # positions along a side that a readout sees, as the first convolution of a transfer's head does
@@ -20,165 +18,34 @@ COLUMNS = 512  # channels of targets, or features of a wide source, that are hel
 CONSTANT = 1e-12  # of the largest value: a channel that deviates less says nothing
 
 
-def predictivity(x, y, *, n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0) -> float:
-    """How much of y a ridge regression on x predicts, for images that it has not seen.
-
-    A transfer trains a small head from the source's representation to the labels of the target. Without labels there
-    is the target's own network, and its representation takes the labels' place. At every position of every image the
-    readout sees the 3 × 3 neighbourhood of x (edge values repeated), each value standardised over all positions and
-    images, and `n_random` random features of it, max(0, W x + b) with W ~ N(0, 1 / number of values) and
-    b ~ N(0, 1/4), standardised too. Linear predictivity is an old measure (Yamins et al. 2014, PNAS 111; as regression
-    transferability with labels, Nguyen et al. 2023); random features stand for the head's nonlinearity.
-
-    Parameters
-    ----------
-    x, y : array
-        (image, channel, y, x) of the source and the target, real, the same images in the same order; or
-        (image, features), which have no neighbourhood. Different grids are resampled to the smaller numbers of rows
-        and columns, by the means of the areas that they cover.
-    n_random : int, default 512
-        Number of random features; 0 leaves a linear readout.
-    ridge : float, default 0.1
-        Times the number of training samples: the weight of the squared coefficients. The intercept has none.
-    seed : int, default 0
-        Of the random features: one draw for all networks of one width.
-
-    Returns
-    -------
-    float
-        Mean over the target's channels of R² = 1 − Σ squared error on held-out images / Σ squared deviation from the
-        mean; five folds, image i in fold i mod 5. At most 1; 0 is as good as the mean, and below 0 is worse. With
-        n_random = 0 and a small ridge, invertible linear maps of x do not change it.
-
-    Raises
-    ------
-    ValueError
-        Other shapes, different or fewer than 5 images, values that are not finite, a network all of whose channels are
-        constant, or a setting out of range.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(20, 4, 8, 8))
-    >>> round(predictivity(x, -3 * x[:, :2], n_random=0, ridge=1e-6), 3)
-    1.0
-    """
-    _check_settings(n_random, ridge, seed)
-    source, target = (
-        Summary(values, name, n_random, ridge, seed) for name, values in _networks({"x": x, "y": y}, None).items()
-    )
-    return explained(source, target)
-
-
-def matrix(
-    reps: Mapping, *, grid: tuple | None = None, n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0
-) -> xr.DataArray:
-    """`predictivity` of every two networks.
-
-    The products that a source's readout needs are computed once for all targets, in blocks of images, so that memory
-    grows neither with images nor with networks, but for the representations themselves.
-
-    Parameters
-    ----------
-    reps : dict of str to array
-        Name of each network and its representations of the same images: (image, channel, y, x), or (image, features)
-        for all of them.
-    grid : tuple of int, optional
-        (y, x): positions that all are resampled to; by default the smallest numbers of rows and columns among them.
-    n_random, ridge, seed
-        As for `predictivity`.
-
-    Returns
-    -------
-    xarray.DataArray
-        float64 (source, target), directed: how much of the target the source predicts; attrs: ``method``,
-        ``n_samples``.
-
-    Raises
-    ------
-    ValueError
-        As for `predictivity`; the network is named.
-
-    Examples
-    --------
-    >>> x = np.random.default_rng(0).normal(size=(10, 4, 2, 2))
-    >>> matrix({"whole": x, "part": x[:, :1]}, n_random=0, ridge=1e-6).round(1).values.tolist()
-    [[1.0, 1.0], [-0.4, 1.0]]
-    """
-    _check_settings(n_random, ridge, seed)
-    networks = [Summary(value, name, n_random, ridge, seed) for name, value in _networks(reps, grid).items()]
-    result = np.array([[explained(source, target) for target in networks] for source in networks])
-    attrs = {"units": "1", "method": "predictivity", "long_name": "predictivity of the target from the source"}
-    attrs["n_samples"] = networks[0].n_images * networks[0].positions
-    coords = {"source": list(reps), "target": list(reps)}
-    return xr.DataArray(result, coords, ("source", "target"), name="predictivity", attrs=attrs)
-
-
-def resample(values, grid: tuple) -> np.ndarray:
-    """Bring representations to another number of positions, each the mean of the area that it covers.
-
-    Parameters
-    ----------
-    values : array
-        (image, channel, y, x), real.
-    grid : tuple of int
-        (y, x), positive.
-
-    Returns
-    -------
-    numpy.ndarray
-        (image, channel, *grid), float64; `values` themselves where they have that grid.
-
-    Raises
-    ------
-    ValueError
-        A grid that is not two positive numbers.
-
-    Examples
-    --------
-    >>> resample(np.arange(4.0).reshape(1, 1, 2, 2), (1, 1)).tolist()
-    [[[[1.5]]]]
-    """
-    if len(grid) != 2 or min(grid) < 1:
-        raise ValueError(f"grid is {grid}, expected two positive numbers of positions (y, x)")
-    if tuple(grid) == values.shape[2:]:
-        return values
-    down, across = (_area_means(old, new) for old, new in zip(values.shape[2:], grid, strict=True))
-    return down @ values.astype(np.float64) @ across.T
-
-
-def _area_means(old, new):
-    """Weights (new, old) with which each of `new` equal parts of a line averages `old` equal parts of it."""
-    edges = np.linspace(0, old, new + 1)
-    cells = np.arange(old)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return overlap.clip(0) * new / old
-
-
 class Summary:
     """One network: its representations, standardised where they are read, and a readout of them when it is asked for.
 
     Parameters
     ----------
-    values : array
-        (image, channel, y, x), or (image, features), as `checked` accepts them.
+    values : numpy.ndarray
+        (image, channel, y, x), real and finite, as `similarity.samples` makes "maps"; with one position there is no
+        neighbourhood.
     name : str
         For messages.
     n_random, ridge, seed
-        As for `predictivity`.
+        As for `similarity.predictivity`.
 
     Raises
     ------
     ValueError
-        All channels are constant.
+        Fewer than five images, or all channels are constant.
     """
 
     def __init__(self, values, name: str = "x", n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0):
         self.settings = n_random, ridge, seed
         self.name = name
-        self.reach = NEIGHBOURHOOD // 2 if values.ndim == 4 else 0
-        self.values = values if values.ndim == 4 else values[:, :, None, None]
-        self.n_images, self.width, self.height, self.across = self.values.shape
+        self.values = values
+        self.n_images, self.width, self.height, self.across = values.shape
+        if self.n_images < FOLDS:
+            raise ValueError(f"{name} has {self.n_images} images: at least {FOLDS} are needed, one a fold")
         self.positions = self.height * self.across
+        self.reach = NEIGHBOURHOOD // 2 if self.positions > 1 else 0
         self.n_features = self.width * (2 * self.reach + 1) ** 2
         scale = np.abs(self.values).max((0, 2, 3)).astype(np.float64)
         self.scale = np.where(scale > 0, scale, 1)[:, None, None]  # first of all, so that no square overflows
@@ -256,7 +123,7 @@ def errors(source: Summary, target: Summary) -> tuple[np.ndarray, np.ndarray]:
 
 
 def explained(source: Summary, target: Summary) -> float:
-    """`predictivity` of a target from a source: mean over channels of 1 − missed / spread, see `errors`.
+    """Predictivity of a target from a source: mean over channels of 1 − missed / spread, see `errors`.
 
     Parameters
     ----------
@@ -426,40 +293,3 @@ def _draw(n_features, n_random, seed):
 def _spread(variances):
     """Standard deviations, infinite where there is nothing but rounding, so that such a feature becomes 0."""
     return np.sqrt(np.where(variances > CONSTANT, variances, np.inf))
-
-
-def _check_settings(n_random, ridge, seed):
-    whole = all(isinstance(value, (int, np.integer)) and value >= 0 for value in (n_random, seed))
-    if not whole or not 0 < ridge < np.inf:
-        raise ValueError(
-            f"n_random is {n_random!r}, seed {seed!r} and ridge {ridge!r}: "
-            "expected whole numbers from 0, and a positive number"
-        )
-
-
-def _networks(reps, grid):
-    if not reps:
-        raise ValueError("there is no network to compare")
-    values = {name: np.asarray(value) for name, value in reps.items()}
-    for name, value in values.items():
-        if value.ndim not in (2, 4) or not value.size:
-            raise ValueError(
-                f"{name} has the shape {value.shape}, expected (image, channel, y, x) or (image, features)"
-            )
-        if value.dtype.kind not in "fiub":
-            raise ValueError(f"{name} is of the type {value.dtype}, expected real numbers")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} is not finite at {np.argwhere(~np.isfinite(value))[0].tolist()}: leave it out")
-    first, one = next(iter(values.items()))
-    for name, value in values.items():
-        if len(value) != len(one) or value.ndim != one.ndim:
-            raise ValueError(
-                f"{first} has the shape {one.shape} and {name} {value.shape}: "
-                "expected the same images, and positions in all networks or in none"
-            )
-    if len(one) < FOLDS:
-        raise ValueError(f"there are {len(one)} images: at least {FOLDS} are needed, one a fold")
-    if one.ndim == 4:
-        grid = tuple(grid or np.min([value.shape[2:] for value in values.values()], axis=0))
-        values = {name: resample(value, grid) for name, value in values.items()}
-    return values
