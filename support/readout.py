@@ -64,9 +64,13 @@ class Summary:
 
     def moved(self, images: int) -> "Summary":
         """The same network with its images moved on by so many places, the last ones to the beginning."""
+        return self.reordered(np.roll(np.arange(self.n_images), images))
+
+    def reordered(self, order) -> "Summary":
+        """The same network with its images in another order."""
         other = copy.copy(self)
         other.__dict__.pop("readout", None)
-        other.values = np.roll(self.values, images, axis=0)
+        other.values = self.values[order]
         return other
 
     def blocks(self):

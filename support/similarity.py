@@ -209,7 +209,7 @@ def predictivity(
     labels.count(n_random, "n_random", 0)
     if not 0 < float(ridge) < np.inf:
         raise ValueError(f"ridge is {ridge}, expected a positive number")
-    pair = _forms({"x": x, "y": y}, "maps", None)
+    pair = together({"x": x, "y": y}, "maps", None)
     settings = n_random, ridge, labels.count(seed, "seed", 0)
     return readout.explained(*(readout.Summary(values, name, *settings) for name, values in pair.items()))
 
@@ -417,7 +417,7 @@ def _summaries(reps, method, samples, grid, variance):
     """What a method needs of each network, by name, and the attrs of a matrix."""
     entry = METHODS[labels.choice(method, "method", METHODS)]
     kind = entry.samples if samples is None else samples
-    forms = _forms(reps, kind, grid)
+    forms = together(reps, kind, grid)
     options = {"variance": labels.share(variance, "variance", closed=True)}
     options = {name: options[name] for name in entry.options}
     summaries = {}
@@ -427,8 +427,32 @@ def _summaries(reps, method, samples, grid, variance):
     return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(form)}
 
 
-def _forms(reps, kind, grid):
-    """The representations of each network in one form and on one grid, by name."""
+def together(reps: Mapping[str, Any], kind: str = "maps", grid: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """Bring the representations of several networks into one form and on one grid.
+
+    Parameters
+    ----------
+    reps : dict of str to array
+        As for `matrix`.
+    kind, grid
+        As for `samples`; by default the smallest number of rows and of columns among the networks, but for "images".
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        As `samples` gives them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `matrix`.
+
+    Examples
+    --------
+    >>> found = together({"fine": np.zeros((5, 3, 8, 8)), "coarse": np.ones((5, 2, 4, 4))})
+    >>> found["fine"].shape, found["coarse"].shape
+    ((5, 3, 4, 4), (5, 2, 4, 4))
+    """
     if not isinstance(reps, Mapping):
         raise TypeError(f"reps is a {type(reps).__name__}: pass a dict of the networks' names and representations")
     if not reps:
