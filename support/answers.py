@@ -1,10 +1,18 @@
 """What the heads of some networks answer, as text, boxes and points; only to see and to test that they work."""
 
+from typing import NamedTuple
+
+import numpy as np
 import onnx
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from support import wheels
+from support import probe
+from support.sources import shared
+
+FACE = (160, 50, 290, 180)  # left, top, right and bottom of the face in astronaut.png, in pixels
+LETTERS = {"R": (70, 70), "K": (260, 90), "7": (120, 270), "A": (290, 300)}  # written on coffee.png at these places
 
 
 def read(encoder, images):
@@ -24,7 +32,7 @@ def read(encoder, images):
     list of str
         One an image; empty where it reads nothing.
     """
-    model = onnx.load(wheels.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
+    model = onnx.load(shared.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
     known = next(entry.value for entry in model.metadata_props if entry.key == "character").split("\n")
     characters = ["", *known, " "]  # the first is CTC's blank
     with torch.no_grad():
@@ -111,3 +119,82 @@ def keypoints(encoder, images, n_points=100, reach=5):
         best = functional.max_pool2d(likely, reach, 1, reach // 2) == likely
     places = (score * best).flatten(1).topk(n_points).indices.cpu()
     return torch.stack([(places % width + 0.5) / width, (places // width + 0.5) / height], -1)
+
+
+class Example(NamedTuple):
+    """What one network says of one picture.
+
+    Attributes
+    ----------
+    picture : numpy.ndarray
+        (y, x, channel) in [0, 1].
+    title : str
+        The network, and its answer where that is a word.
+    drawn : dict
+        What `figures.overlay` draws over the picture: heat, points or boxes.
+    is_right : bool or None
+        Whether the answer is right; None where an answer can only be looked at.
+    """
+
+    picture: np.ndarray
+    title: str
+    drawn: dict
+    is_right: bool | None
+
+
+def examples(encoders):
+    """Answers of eight networks to a picture each, of which it is known what they should be.
+
+    Parameters
+    ----------
+    encoders : dict of str to Encoder
+        Those of the scheme "package", under their full names.
+
+    Returns
+    -------
+    list of Example
+        HED, CenterFace, text detection and recognition, page orientation, XFeat, O-Net and the captcha detector.
+    """
+    astronaut, cap, temple = (probe.photograph(file) for file in ("astronaut.png", "imagenet_09_455.jpg", "china.jpg"))
+    sign = probe.photograph("pexels-4543103.jpg")[280:1280, 380:1440]
+    left, top, right, bottom = FACE
+    face = astronaut[top:bottom, left:right]
+    page = Image.open(shared.find("scikit-image", "skimage/data/page.png")).convert("RGB")
+    page = np.rot90(np.asarray(page, np.float32) / 255, axes=(1, 0)).copy()  # a quarter to the right
+    captcha = _captcha()
+
+    def answer(name, picture):
+        encoder = encoders[f"package:{name}"]
+        with torch.no_grad():
+            return encoder.predict(encoder.preprocess(picture[None]))
+
+    edges = functional.interpolate(answer("hed", temple), temple.shape[:2], mode="bilinear").clamp(0, 1)
+    drawing = (1 - edges)[0].permute(1, 2, 0).expand(-1, -1, 3).numpy()  # black on white
+    heat = answer("centerface", astronaut)[0].squeeze().numpy()
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    y, x = 512 * (row + 0.5) / heat.shape[0], 512 * (column + 0.5) / heat.shape[1]
+    text = answer("ppocr_det", cap)[0, 0].numpy()
+    word = read(encoders["package:ppocr_rec"], sign[None])[0]
+    turned = 90 * int(answer("page_orientation", page).argmax())
+    points = keypoints(encoders["package:xfeat"], temple[None])[0]
+    is_face, _, parts = answer("mtcnn_onet", face)
+    found = boxes(encoders["package:captcha_det"], captcha[None])[0]
+    return [
+        Example(drawing, "HED: edges", {}, None),
+        Example(astronaut, "CenterFace: face", {"heat": heat}, bool(left <= x <= right and top <= y <= bottom)),
+        Example(cap, "PP-OCR: text", {"heat": text}, bool(text.max() > 0.3)),
+        Example(sign, f"PP-OCR: “{word}”", {}, word == "CAFE"),
+        Example(page, f"page: turned {turned}°", {}, turned == 90),
+        Example(temple, "XFeat: keypoints", {"points": points}, None),
+        Example(face, f"O-Net: face, {float(is_face):.2f}", {"points": parts.reshape(2, 5).T}, bool(is_face > 0.5)),
+        Example(captcha, "captcha: letters", {"boxes": found}, len(found) == len(LETTERS)),
+    ]
+
+
+def _captcha():
+    """Four letters on a photograph of a cup of coffee, as (y, x, channel)."""
+    picture = Image.fromarray((probe.photograph("coffee.png") * 255).astype(np.uint8)).resize((416, 416))
+    edge = {"stroke_width": 2, "stroke_fill": "white", "anchor": "mm"}
+    for letter, place in LETTERS.items():
+        ImageDraw.Draw(picture).text(place, letter, "darkred", ImageFont.load_default(50), **edge)
+    return np.asarray(picture, np.float32) / 255

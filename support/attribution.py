@@ -1,43 +1,43 @@
 """Attribution maps in probe space: those of the paper, of the mean of a representation, and others beside them."""
 
-import contextlib
 import functools
+import numbers
+import os
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import xarray as xr
 from tqdm import tqdm
 
-from support import epsilon_lrp, invariant
+from support import cluster, epsilon_lrp, methods, passes, store
+from support.encoder import Encoder
+from support.passes import Job
 
-PUBLISHED = ("saliency", "gradient_x_input", "epsilon_lrp")
-INVARIANT = ("whitened_energy", "whitened_energy_x_input", "relational")
-EXPLORATORY = ("gradient", "unit_saliency")
-METHODS = PUBLISHED + INVARIANT + EXPLORATORY
-_SCALARS = dict.fromkeys(METHODS, "mean of the representation's units") | {
-    "whitened_energy": "whitened energy",
-    "whitened_energy_x_input": "whitened energy",
-    "relational": "whitened similarity to a reference image",
-    "unit_saliency": "each of the representation's units",
-}
-PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}  # first guess of a batch, halved when memory runs out
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    """METHODS, and of them PUBLISHED, INVARIANT and EXPLORATORY: names of what `methods.TABLE` has at this moment."""
+    if name not in ("METHODS", "PUBLISHED", "INVARIANT", "EXPLORATORY"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return methods.names(*(() if name == "METHODS" else (name.lower(),)))
 
 
 def attribute(
-    encoders,
-    images,
-    method="epsilon_lrp",
+    encoders: Encoder | Sequence[Encoder],
+    images: xr.DataArray,
+    method: str | Sequence[str] = "epsilon_lrp",
     *,
-    epsilon=1e-4,
-    ridge=1e-6,
-    references=12,
-    channels="mean",
-    device="auto",
-    batch_size=None,
-    progress=True,
-    out=None,
-    client=None,
-):
+    epsilon: float = 1e-4,
+    ridge: float = 1e-6,
+    references: int | Sequence[int] = 12,
+    channels: str = "mean",
+    device: str | torch.device = "auto",
+    batch_size: int | None = None,
+    progress: bool = True,
+    out: str | os.PathLike | None = None,
+    client: "distributed.Client | None" = None,  # noqa: F821
+) -> xr.DataArray:
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
     The maps are those of the encoder's own input T(x), returned to the probe by `Encoder.restore`. Of which scalar:
@@ -118,46 +118,76 @@ def attribute(
     With `out`, batches do not cross the blocks of images that a store is made of, so that a run which was interrupted
     ends with the same bytes as one that was not.
     """
-    encoders = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
-    methods = [method] if isinstance(method, str) else list(method)
-    _check(encoders, methods, images, ridge, channels, batch_size)
+    encoders = _encoders(encoders)
+    several = [method] if isinstance(method, str) else method
+    options = _options(several, images, epsilon, ridge, references, channels, device, batch_size)
     if client is not None and out is None:
         raise ValueError("with a client, maps go from the workers to a store: give its folder as `out`")
-    device = _device(device) if client is None else device  # otherwise each worker chooses
-    size = images.sizes["y"], images.sizes["x"]
-    n_images = images.sizes["image"]
-    references = reference_images(n_images, references)
-    sizes = {"attribution": len(methods), "model": len(encoders), "image": n_images}
-    coords = {"attribution": methods, "model": [e.name for e in encoders], "image": images.image.values}
-    if "relational" in methods:
-        sizes["reference"], coords["reference"] = len(references), images.image.values[references]
-    sizes |= {"y": size[0], "x": size[1]}
-    if channels == "keep":
-        sizes["channel"], coords["channel"] = 3, images.channel.values
-    attrs = {f"probe_{k.removeprefix('probe_')}": v for k, v in images.attrs.items()}
-    attrs |= {"channels": channels, "epsilon": epsilon, "ridge": ridge}
-    attrs["scalar"] = "; ".join(dict.fromkeys(_SCALARS[m] for m in methods))
-    fill = functools.partial(
-        _fill, methods=methods, epsilon=epsilon, channels=channels, device=device, batch_size=batch_size
-    )
-    slopes = None
-    if set(INVARIANT) & set(methods):
-        slopes = functools.partial(_slopes, references=references, ridge=ridge, device=device, batch_size=batch_size)
-    with tqdm(total=len(encoders) * n_images, unit="map", disable=not progress, desc=" + ".join(methods)) as bar:
+    if client is not None and not hasattr(client, "submit"):
+        raise ValueError(f"client is {client!r}, expected a distributed.Client: cluster.connect(ADDRESS) makes one")
+    names, attrs = [encoder.name for encoder in encoders], _attrs(images, options)
+    with tqdm(total=len(encoders) * images.sizes["image"], disable=not progress, unit="map") as bar:
+        bar.set_description(" + ".join(options.methods))
         if out is None:
-            maps = np.empty(tuple(sizes.values()), np.float32)
-            for m, encoder in enumerate(encoders):
-                with _on(encoder, device):
-                    fill(maps[:, m], encoder, images, slopes and slopes(encoder, images, [slice(0, n_images)]), bar=bar)
-            result = xr.DataArray(maps, coords, tuple(sizes), name="map")
+            there = _Memory(names, images, options)
+            jobs = [Job(encoder, _checked(encoder, options), there.blocks) for encoder in encoders]
+            zero = _run_here(there, jobs, images, options, bar.update)
         else:
-            options = {"channels": channels, "epsilon": epsilon, "ridge": ridge, "references": references.tolist()}
-            result = _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar)
-    result.attrs = attrs
+            executor = _run_here if client is None else functools.partial(cluster.run, client)
+            there, zero = _into_store(out, encoders, images, options, attrs, executor, bar)
+    if zero:
+        found = "; ".join(f"{name}, image {image} ({of})" for name, of, image in zero[:5])
+        more = f" and {len(zero) - 5} more" if len(zero) > 5 else ""
+        warnings.warn(
+            f"maps that are zero everywhere have no direction, and no cosine: {found}{more}. Leave out these images or "
+            "networks before maps are compared",
+            stacklevel=2,
+        )
+    result = there.array(names).assign_attrs(attrs)
     return result if not isinstance(method, str) else result.sel(attribution=method)
 
 
-def reference_images(n_images, references=12):
+def append(
+    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings
+) -> xr.DataArray:
+    """Add models to a store, with the method and the options that it was made with; `store.append` is the same.
+
+    Parameters
+    ----------
+    path : str or Path
+        A store.
+    encoders : Encoder or sequence of Encoder
+        Networks; what the store already has of them is not computed again.
+    images : xarray.DataArray
+        The probe images that the store was made with.
+    **settings
+        `device`, `batch_size`, `progress` or `client` of `attribute`.
+
+    Returns
+    -------
+    xarray.DataArray
+        The whole store, as `store.open` gives it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, OSError, MemoryError
+        As `store.open` and `attribute`.
+
+    Examples
+    --------
+    >>> append("nowhere", [], None)
+    Traceback (most recent call last):
+    FileNotFoundError: nowhere is no store of maps: attribution.attribute(..., out='nowhere') makes one
+    """
+    header = store.Store(path).header
+    attribute(encoders, images, header["methods"], out=path, **header["options"], **settings)
+    return store.open(path)
+
+
+setattr(store, "append", append)  # noqa: B010 - where users of a store look for it; the store itself computes nothing
+
+
+def reference_images(n_images: int, references: int | Sequence[int] = 12) -> np.ndarray:
     """Which of the probe images are the reference images of "relational".
 
     Parameters
@@ -176,196 +206,144 @@ def reference_images(n_images, references=12):
     ------
     ValueError
         No reference, or one that there is no image for.
+
+    Examples
+    --------
+    >>> reference_images(100, 3)
+    array([ 0, 50, 99])
     """
-    if np.ndim(references) == 0:
-        references = np.linspace(0, n_images - 1, min(references, n_images)) if references > 0 else []
-    positions = np.round(references).astype(int)
+    try:
+        given = np.asarray(references)
+        positions = given.astype(int)
+        if given.ndim == 0:
+            count = min(int(given), n_images)
+            given = np.linspace(0, n_images - 1, count) if count > 0 else np.empty(0)
+            positions = np.round(given).astype(int)
+        elif given.ndim > 1 or (positions != given).any() or given.dtype == bool:
+            positions = positions[:0]
+    except (TypeError, ValueError):
+        positions = np.empty(0, int)
     if not len(positions) or positions.min() < 0 or positions.max() >= n_images:
-        raise ValueError(
-            f"references is a number from 1, or positions from 0 to {n_images - 1}; got {np.array(references).tolist()}"
-        )
+        raise ValueError(f"references is a number from 1, or positions from 0 to {n_images - 1}; got {references!r}")
     return positions
 
 
-def _fill(maps, encoder, images, slopes, *, methods, epsilon, channels, device, batch_size, bar):
-    """Write the maps of all images into an array (method, image, …), batch by batch."""
-    compute = functools.partial(_maps, encoder, methods, epsilon, slopes)
-    for block, several in _batches(encoder, images, compute, device, batch_size):
-        several = [_restore(encoder, one, (images.sizes["y"], images.sizes["x"])).cpu() for one in several]
-        maps[:, block] = torch.stack([a if channels == "keep" else a.mean(-1) for a in several])
-        bar.update(block.stop - block.start)
+class _Memory:
+    """Maps of all encoders in an array of memory; used as a `store.Store`."""
+
+    def __init__(self, names, images, options):
+        sizes = {"attribution": len(options.methods), "model": len(names), "image": images.sizes["image"]}
+        self.coords = {"attribution": list(options.methods), "model": names, "image": images.image.values}
+        if options.per_reference:
+            sizes["reference"] = len(options.references)
+            self.coords["reference"] = images.image.values[list(options.references)]
+        sizes |= {"y": images.sizes["y"], "x": images.sizes["x"]}
+        if options.channels == "keep":
+            sizes["channel"], self.coords["channel"] = 3, images.channel.values
+        self.names, self.dims, self.blocks = names, tuple(sizes), [slice(0, images.sizes["image"])]
+        self.values = np.empty(tuple(sizes.values()), np.float32)
+
+    def room(self, name, block):
+        return self.values[:, self.names.index(name), block]
+
+    def write(self, name, block, maps):
+        pass  # `room` is where they belong
+
+    def array(self, names):
+        return xr.DataArray(self.values, self.coords, self.dims, name="map")
 
 
-def _into_store(out, client, encoders, images, fill, slopes, methods, options, attrs, bar):
-    """Compute what a store lacks; the maps of these encoders, read from it lazily."""
-    from support import store
+def _run_here(there, jobs, images, options, done):
+    """Compute and write what is missing of each encoder; (encoder, method, image) of maps that are zero."""
+    zero = []
+    for job in jobs:
+        name = job.encoder.name
+        with passes.on(job.encoder, passes.torch_device(options.device)):
+            whitened = passes.whitening(job.encoder, images, there.blocks, options, job.single)
+            for block in job.missing:
+                maps, part = there.room(name, block), images.isel(image=block)
+                found = passes.fill(maps, job.encoder, part, options, whitened, job.single, done)
+                there.write(name, block, maps)
+                zero += [(name, *which) for which in found]
+    return zero
 
-    references = slopes.keywords["references"] if "relational" in methods else []
-    there = store.create(out, store.header(methods, options, images, references, attrs))
-    hashes = {encoder.name: store.encoder_sha256(encoder) for encoder in encoders}
-    for name, sha256 in hashes.items():
-        there.check_encoder(name, sha256)
-    if any(there.missing(name) for name in hashes):
+
+def _into_store(out, encoders, images, options, attrs, executor, bar):
+    """Have computed what a store lacks; the store, and which maps are zero."""
+    given = {"channels": options.channels, "epsilon": options.epsilon, "ridge": options.ridge}
+    given["references"] = list(options.references)
+    references = options.references if options.per_reference else ()
+    there = store.create(out, store.header(list(options.methods), given, images, references, attrs))
+    prints = {encoder.name: encoder.fingerprint() for encoder in encoders}
+    for name, fingerprint in prints.items():
+        there.check_encoder(name, fingerprint)
+    todo = [encoder for encoder in encoders if not there.is_complete(encoder.name)]
+    zero, todo = [], [(encoder, _checked(encoder, options)) for encoder in todo]
+    if todo:
         with there.lock():
-            for name, sha256 in hashes.items():
-                there.begin(name, sha256)
-            todo = [(encoder, hashes[encoder.name], there.missing(encoder.name)) for encoder in encoders]
-            todo = [(encoder, sha256, missing) for encoder, sha256, missing in todo if missing]
-            bar.update(bar.total - sum(block.stop - block.start for *_, missing in todo for block in missing))
-            if client is not None:
-                from support import cluster
-
-                cluster.compute(client, there, todo, images, fill, slopes, fill.keywords["device"], bar)
-                todo = []
-            for encoder, _, missing in todo:
-                with _on(encoder, fill.keywords["device"]):
-                    found = slopes and slopes(encoder, images, there.blocks)
-                    for block in missing:
-                        maps = np.empty(there.shape(block), np.float32)
-                        fill(maps, encoder, images.isel(image=block), found, bar=bar)
-                        there.write(encoder.name, block, maps)
-    return there.array(list(hashes))
+            for name, fingerprint in prints.items():
+                there.begin(name, fingerprint)
+            jobs = [Job(encoder, single, there.missing(encoder.name, read=True)) for encoder, single in todo]
+            bar.update(bar.total - sum(block.stop - block.start for job in jobs for block in job.missing))
+            zero = executor(there, [job for job in jobs if job.missing], images, options, bar.update)
+    else:
+        bar.update(bar.total)
+    return there, zero
 
 
-@contextlib.contextmanager
-def _on(encoder, device):
-    """Have an encoder on a device, and back where it was afterwards."""
-    home = encoder.device
-    try:
-        encoder.to(device)
-        yield
-    finally:
-        encoder.to(home)
+def _checked(encoder, options):
+    with passes.on(encoder, passes.torch_device(options.device)):
+        return passes.check(encoder)
 
 
-def _check(encoders, methods, images, ridge, channels, batch_size):
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown or not methods:
-        raise ValueError(f"unknown attribution method {unknown}: the methods are {', '.join(METHODS)}")
-    if "relational" in methods and len(methods) > 1:
-        raise ValueError('the maps of "relational" have an axis more, the reference image: ask for it by itself')
-    if not 0 < ridge < np.inf:
-        raise ValueError(f"ridge must be positive and finite, got {ridge}")
-    if channels not in ("mean", "keep"):
-        raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
-    names = [e.name for e in encoders]
-    twice = sorted({n for n in names if names.count(n) > 1})
+def _attrs(images, options):
+    attrs = {f"probe_{k.removeprefix('probe_')}": v for k, v in images.attrs.items()}
+    attrs |= {"channels": options.channels, "epsilon": options.epsilon, "ridge": options.ridge}
+    attrs["scalar"] = "; ".join(dict.fromkeys(method.scalar for method in options.methods.values()))
+    return attrs
+
+
+def _encoders(given):
+    """List of encoders with distinct names."""
+    encoders = list(given) if isinstance(given, list | tuple) else [given]
+    for encoder in encoders:
+        if not isinstance(encoder, Encoder):
+            how = f"zoo.load({encoder!r}) makes one" if isinstance(encoder, str) else "zoo.load makes them"
+            raise ValueError(
+                f"encoders are Encoder objects, one or a list; got the {type(encoder).__name__} {encoder!r}: {how}"
+            )
+    names = [encoder.name for encoder in encoders]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
     if twice or not names:
         raise ValueError(f"encoders need distinct names; given twice: {twice}" if twice else "no encoder was given")
-    if set(getattr(images, "dims", ())) != {"image", "y", "x", "channel"}:
+    nameless = [name for name in names if not isinstance(name, str) or not name]
+    if nameless:
+        raise ValueError(f"the name of an encoder is a text of one character or more, got {nameless[0]!r}")
+    return encoders
+
+
+def _options(names, images, epsilon, ridge, references, channels, device, batch_size):
+    """Checked `passes.Options`."""
+    names = [names] if not isinstance(names, list | tuple | np.ndarray) else list(names)
+    unknown = [name for name in names if not isinstance(name, str) or name not in methods.TABLE]
+    if unknown or not names:
+        raise ValueError(f"unknown attribution method {unknown}: the methods are {', '.join(methods.TABLE)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a method is given twice: {', '.join(names)}")
+    chosen = {str(name): methods.TABLE[name] for name in names}
+    if len(names) > 1 and any(method.per_reference for method in chosen.values()):
+        name = next(name for name, method in chosen.items() if method.per_reference)
+        raise ValueError(f'the maps of "{name}" have an axis more, the reference image: ask for it by itself')
+    if not isinstance(images, xr.DataArray) or set(images.dims) != {"image", "y", "x", "channel"}:
         raise ValueError("images must be a DataArray with the axes image, y, x and channel, as probe.load returns it")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def _device(name):
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).sum().item()  # "meta" has no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = (
-            f'device {name!r} cannot be used here: choose "auto", "cpu", or "cuda" where torch sees a GPU ({error})'
-        )
-        raise ValueError(message) from None
-    return device
-
-
-def _batches(encoder, images, compute, device, batch_size):
-    """Yield (slice of images, what `compute` makes of the encoder's inputs for them)."""
-    height, width = encoder.input_size
-    size = batch_size or max(1, PIXELS_AT_ONCE.get(device.type, 2**19) // (height * width))
-    size = min(size, images.sizes["image"])
-    start = 0
-    while start < images.sizes["image"]:
-        block = slice(start, min(start + size, images.sizes["image"]))
-        try:
-            result = compute(encoder.preprocess(images.isel(image=block)))
-        except RuntimeError as error:
-            text = str(error).lower()
-            if "out of memory" not in text and "allocate memory" not in text:
-                raise
-            if batch_size or size == 1:
-                raise MemoryError(
-                    f"{encoder.name}: {size} images of {height}×{width} do not fit into memory"
-                ) from error
-            size //= 2
-            continue
-        yield block, result
-        start = block.stop
-
-
-def _slopes(encoder, images, blocks, *, references, ridge, device, batch_size):
-    """Gradient of the whitened energy with respect to R, as a function of R, and its values at the references.
-
-    Batches do not cross the blocks of images.
-    """
-    at_references = {}
-
-    def representations():
-        for whole in blocks:
-            part = images.isel(image=whole)
-            for block, values in _batches(encoder, part, torch.no_grad()(encoder.represent), device, batch_size):
-                first = whole.start + block.start
-                inside = [i for i in references if first <= i < whole.start + block.stop]
-                at_references.update({i: values[i - first].clone() for i in inside})
-                yield values
-
-    try:
-        gradient = invariant.energy_gradient(representations(), ridge)
-    except ValueError as error:
-        raise ValueError(f"{encoder.name}: {error}") from error
-    return gradient, gradient(torch.stack([at_references[i] for i in references]))
-
-
-def _maps(encoder, methods, epsilon, slopes, inputs):
-    """One map, in the encoder's own input space, per method."""
-
-    def mean_unit(x):
-        return encoder.represent(x).flatten(1).mean(1)
-
-    maps = {}
-    if {"saliency", "gradient_x_input", "gradient"} & set(methods):
-        with torch.enable_grad():
-            gradient = torch.autograd.grad(mean_unit(inputs.requires_grad_()).sum(), inputs)[0]
-        inputs = inputs.detach()
-        maps = {"saliency": gradient.abs(), "gradient_x_input": gradient * inputs, "gradient": gradient}
-    if "epsilon_lrp" in methods:
-        try:
-            maps["epsilon_lrp"] = inputs * epsilon_lrp.modified_gradient(mean_unit, inputs, epsilon)
-        except ValueError as error:
-            raise ValueError(f"{encoder.name}: {error}") from error
-    if {*INVARIANT, "unit_saliency"} & set(methods):
-        maps |= _maps_of_units(encoder, methods, slopes, inputs)
-    return [maps[m] for m in methods]
-
-
-def _maps_of_units(encoder, methods, slopes, inputs):
-    """Maps by method of the scalars that are not the mean unit, all from one forward pass."""
-    inputs = inputs.detach().requires_grad_()
-    representation = encoder.represent(inputs)
-
-    def weighted(slope):
-        return torch.autograd.grad(representation, inputs, slope.expand_as(representation), retain_graph=True)[0]
-
-    maps = {}
-    if {"whitened_energy", "whitened_energy_x_input"} & set(methods):
-        gradient, _ = slopes
-        maps["whitened_energy"] = weighted(gradient(representation.detach()))
-        maps["whitened_energy_x_input"] = maps["whitened_energy"] * inputs.detach()
-    if "relational" in methods:
-        _, at_references = slopes
-        maps["relational"] = torch.stack([weighted(slope) * inputs.detach() for slope in at_references], 1)
-    if "unit_saliency" in methods:
-        units = representation.flatten(1)
-        total = torch.zeros_like(inputs)
-        for k in range(units.shape[1]):
-            total += torch.autograd.grad(units[:, k].sum(), inputs, retain_graph=True)[0].abs()
-        maps["unit_saliency"] = total / units.shape[1]
-    return maps
-
-
-def _restore(encoder, maps, size):
-    """T⁻¹ of maps (image, …) or (image, reference, …)."""
-    return encoder.restore(maps.flatten(0, -4), size).unflatten(0, maps.shape[:-3])
+    if 0 in images.shape or images.sizes["channel"] != 3:
+        raise ValueError(f"images have the sizes {dict(images.sizes)}, expected at least one, with three channels")
+    epsilon_lrp.check_epsilon(epsilon)
+    if not isinstance(ridge, numbers.Real) or not 0 < ridge < np.inf:
+        raise ValueError(f"ridge must be positive and finite, got {ridge!r}")
+    if not isinstance(channels, str) or channels not in ("mean", "keep"):
+        raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
+    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+        raise ValueError(f"batch_size must be a whole number and at least 1, got {batch_size!r}")
+    references = tuple(reference_images(images.sizes["image"], references).tolist())
+    return passes.Options(chosen, epsilon, ridge, references, channels, device, batch_size)

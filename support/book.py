@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.notebook import compare, declared_parameters
+from support.notebook import FINDINGS_HERE, compare, declared_parameters, findings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -297,7 +297,8 @@ def assemble(profile, root=ROOT):
     Returns
     -------
     Path
-        ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there.
+        ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there,
+        and the table of the notebooks' findings stands on the first page.
     """
     source = root / "book" / "_build" / profile / "source"
     if source.is_dir():
@@ -311,6 +312,10 @@ def assemble(profile, root=ROOT):
                 tags.append("hide-input")
                 cell["metadata"]["mystnb"] = {"code_prompt_show": "Show the parameters of this run"}
         (source / notebook.name).write_text(json.dumps(content), encoding="utf-8")
+    first = source / "intro.md"
+    if first.is_file():
+        text = first.read_text(encoding="utf-8").replace(FINDINGS_HERE, findings(sorted(source.glob("*.ipynb"))))
+        first.write_text(text, encoding="utf-8")
     return source
 
 

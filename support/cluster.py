@@ -2,31 +2,44 @@
 
 import asyncio
 import functools
+import ipaddress
 import pickle
 import shutil
 import socket
-import sys
 import threading
 import time
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
-from support import attribution, loaders, store
+from support import passes, store
 
+ENCRYPTED = {"tls", "wss", "inproc"}  # ways to a scheduler that nobody else can listen to
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
 
 
-def connect(address, timeout=10):
+def connect(
+    address: str,
+    timeout: float = 10,
+    security: "distributed.Security | None" = None,  # noqa: F821
+) -> "distributed.Client | None":  # noqa: F821
     """A client of a running scheduler, for `attribution.attribute(..., client=...)`.
+
+    A scheduler runs what any client sends it, and workers unpickle what the scheduler sends. Between machines it has to
+    be reached by TLS, so that only who has a certificate is a client.
 
     Parameters
     ----------
     address : str
-        E.g. ``"tcp://10.0.0.1:8786"``; empty for none.
+        E.g. ``"tcp://127.0.0.1:8786"`` or ``"tls://node1:8786"``; empty for none.
     timeout : float, default 10
         Seconds to wait for an answer.
+    security : distributed.Security, optional
+        Certificates for TLS. By default those that Dask's configuration names.
 
     Returns
     -------
@@ -39,7 +52,21 @@ def connect(address, timeout=10):
         Dask's distributed scheduler is not installed; the message gives the command.
     OSError
         No scheduler answers there.
+    ValueError
+        The address is no text.
+
+    Warns
+    -----
+    UserWarning
+        The address is on another machine, or reached over the network, and not encrypted.
+
+    Examples
+    --------
+    >>> connect("") is None
+    True
     """
+    if not isinstance(address, str):
+        raise ValueError(f"the address of a scheduler is a text such as 'tcp://127.0.0.1:8786', got {address!r}")
     if not address:
         return None
     try:
@@ -48,13 +75,54 @@ def connect(address, timeout=10):
         raise ModuleNotFoundError(
             'a cluster needs the package "distributed": pip install "distributed>=2025.1"'
         ) from error
+    if is_exposed(address):
+        warnings.warn(
+            f"{address} is not encrypted and not on this machine's loopback: whoever reaches that network can run "
+            "programs on the scheduler and its workers. Use TLS, as the page on clusters of this book says",
+            stacklevel=2,
+        )
     try:
-        return distributed.Client(address, timeout=timeout)
-    except (OSError, ValueError) as error:
+        return distributed.Client(address, timeout=timeout, security=security)
+    except (OSError, ValueError, TypeError) as error:
         raise OSError(f"no Dask scheduler answers at {address!r}: start one with `dask scheduler` ({error})") from error
 
 
-def compute(client, there, todo, images, fill, slopes, device, bar):
+def is_exposed(address: str) -> bool:
+    """Whether an address is neither encrypted nor on the loopback of this machine, however that is spelled.
+
+    Parameters
+    ----------
+    address : str
+        As for `connect`.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> [is_exposed(a) for a in ("tcp://localhost:8786", "[::1]:8786", "tls://192.0.2.1:8786", "192.0.2.1:8786")]
+    [False, False, False, True]
+    """
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    if parts.scheme in ENCRYPTED:
+        return False
+    try:
+        found = {entry[4][0].partition("%")[0] for entry in socket.getaddrinfo(parts.hostname, None)}
+    except (OSError, UnicodeError):
+        return True
+    addresses = [ipaddress.ip_address(one) for one in found]
+    return not all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in addresses)
+
+
+def run(
+    client: "distributed.Client",  # noqa: F821
+    there: store.Store,
+    jobs: Sequence[passes.Job],
+    images: xr.DataArray,
+    options: passes.Options,
+    done: Callable[[int], object],
+) -> list[tuple[str, str, object]]:
     """Have the workers compute and write blocks of a store.
 
     Every worker must see the store under the same path. What it needs besides, networks and images, lies there too
@@ -65,20 +133,22 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
     ----------
     client : distributed.Client
         A client of the cluster.
-    there : store._Store
+    there : store.Store
         The store, locked by this process, with the groups of the models begun.
-    todo : list of tuple
-        (Encoder, its SHA-256, blocks of images that it lacks as slices).
+    jobs : sequence of passes.Job
+        Networks, and the blocks of images that the store lacks of each.
     images : xarray.DataArray
         Probe images, (image, y, x, channel).
-    fill, slopes : callable
-        `attribution._fill` and, for the invariant methods, `attribution._slopes` with their settings, but for the
-        device.
-    device : str
-        As for `attribution.attribute`, chosen by each worker. Unless it is "cpu", tasks go to the workers that declare
-        a resource "GPU" only, one at a time each, where there are such workers.
-    bar : tqdm.tqdm
-        Is moved on by the images of each block.
+    options : passes.Options
+        The device is chosen by each worker. Unless it is "cpu", tasks go to the workers that declare a resource "GPU"
+        only, one at a time each, where there are such workers.
+    done : callable
+        Is told after each block how many images it had.
+
+    Returns
+    -------
+    list of tuple
+        (model, method, label of the image) of maps that are zero everywhere.
 
     Raises
     ------
@@ -93,13 +163,10 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
     import distributed
 
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    resources = {"GPU": 1} if device != "cpu" and any("GPU" in w["resources"] for w in workers) else None
+    resources = {"GPU": 1} if options.device != "cpu" and any("GPU" in w["resources"] for w in workers) else None
     submit = functools.partial(client.submit, pure=False, resources=resources)
     path = there.path.resolve()
-    inputs = path / (store.DRAFT + "inputs")
-    waiting = {}
-    for name in [name for name in sys.modules if name.startswith(loaders.OWN)]:
-        cloudpickle.register_pickle_by_value(sys.modules[name])  # workers have no module of that name
+    inputs, waiting, zero = path / (store.DRAFT + "inputs"), {}, []
     try:
         with store.told(path):
             inputs.mkdir()
@@ -108,26 +175,25 @@ def compute(client, there, todo, images, fill, slopes, device, bar):
             for block in there.blocks:
                 values[block] = images.isel(image=block).transpose("image", "y", "x", "channel").values
             values.flush()
-        for encoder, sha256, missing in todo:
-            file = inputs / f"{sha256}.pickle"  # a name that workers may remember
-            home = encoder.device
-            try:
-                pickled = cloudpickle.dumps(encoder.to("cpu"))
-            finally:
-                encoder.to(home)
+        for job in jobs:
+            file = inputs / f"{uuid.uuid4().hex}.pickle"  # a name that no worker remembers
+            with passes.on(job.encoder, "cpu"):
+                pickled = cloudpickle.dumps(job.encoder)
             with store.told(path):
                 file.write_bytes(pickled)
-            found = slopes and submit(_slopes_of, path, file, slopes, device)
-            for block in missing:
-                task = submit(_block_of, path, file, encoder.name, block, fill, found, device)
-                waiting[task] = block.stop - block.start
+            found = submit(_whitening, path, file, options, job.single) if options.whitens else None
+            for block in job.missing:
+                task = submit(_block, path, file, job.encoder.name, block, options, job.single, found)
+                waiting[task] = job.encoder.name, block.stop - block.start
         for task in distributed.as_completed(list(waiting)):
-            task.result()
-            bar.update(waiting[task])
+            name, n_images = waiting[task]
+            zero += [(name, *which) for which in task.result()]
+            done(n_images)
     finally:
         client.cancel(list(waiting))
         _let_end(client, {task.key for task in waiting})
         shutil.rmtree(inputs, ignore_errors=True)
+    return sorted(zero, key=str)
 
 
 def _let_end(client, keys):
@@ -143,22 +209,34 @@ async def _forget(keys, dask_worker):
         await asyncio.sleep(0.02)
 
 
-def _block_of(path, file, name, block, fill, found, device):
-    """Task: compute and write one block of a model, unless a worker did that before it died."""
+def is_busy() -> bool:
+    """Whether this process, a worker, is computing a task.
+
+    Examples
+    --------
+    >>> is_busy()
+    False
+    """
+    return _one_at_a_time.locked()
+
+
+def _block(path, file, name, block, options, single, whitened):
+    """Task: compute and write one block of a model, unless a worker did that before it died; which maps are zero."""
     with _one_at_a_time:
         there = _store(path)
-        if block in there.missing(name):
-            fill = functools.partial(fill, device=attribution._device(device), bar=tqdm(disable=True))
-            maps = np.empty(there.shape(block), np.float32)
-            fill(maps, _encoder(file, device), _images(path, file).isel(image=block), found)
-            there.write(name, block, maps)
+        if there.is_complete(name, block):
+            return []
+        maps, images = there.room(name, block), _images(there, file).isel(image=block)
+        zero = passes.fill(maps, _encoder(file, options.device), images, options, whitened, single)
+        there.write(name, block, maps)
+        return zero
 
 
-def _slopes_of(path, file, slopes, device):
+def _whitening(path, file, options, single):
     """Task: what the invariant methods need of all images."""
     with _one_at_a_time:
-        slopes = functools.partial(slopes, device=attribution._device(device))
-        return slopes(_encoder(file, device), _images(path, file), _store(path).blocks)
+        there = _store(path)
+        return passes.whitening(_encoder(file, options.device), _images(there, file), there.blocks, options, single)
 
 
 def _store(path):
@@ -167,14 +245,14 @@ def _store(path):
             f"the worker on {socket.gethostname()} does not see {path}: the store must be on a file system that all "
             "workers share, under the same path"
         )
-    return store._Store(path)
+    return store.Store(path)
 
 
-def _images(path, file):
+def _images(there, file):
     values = np.load(file.with_name("images.npy"), mmap_mode="r")
-    return xr.DataArray(values, dims=("image", "y", "x", "channel"))
+    return xr.DataArray(values, {"image": there.coords["image"]}, ("image", "y", "x", "channel"))
 
 
 @functools.lru_cache(maxsize=1)
 def _encoder(file, device):
-    return pickle.loads(file.read_bytes()).to(attribution._device(device))
+    return pickle.loads(file.read_bytes()).to(passes.torch_device(device))

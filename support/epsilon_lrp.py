@@ -19,12 +19,17 @@ gradient. Four operations need a decision:
 * **Any other product of two activations**, matrix products too: each factor takes half (Achtibat et al. 2024,
   "AttnLRP", Section 3.3.2), so that the total is kept; the plain gradient would count it twice.
 
-Softmax, layer norm, powers and all else without a rule raise an error that names the operation.
+Softmax, layer norm, powers and all else without a rule raise an error that names the operation. So does what the rules
+do not reach and autograd's graph does not show: a function of torch.autograd.Function, a change of a view in place by
+compiled code, and what is computed again in the backward pass.
 """
 
 import inspect
+import numbers
+from collections.abc import Callable
 
 import torch
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 NONLINEARITIES = (
@@ -54,7 +59,7 @@ LINEAR = set(  # nodes of the autograd graph, without their suffix "Backward0"
     "Permute Transpose Expand Squeeze Unsqueeze Cat Stack Split SplitWithSizes Chunk Unbind Slice Select Index "
     "IndexSelect ConstantPadNd ReflectionPad2D ReplicationPad2D UpsampleBilinear2D UpsampleBilinear2DAa "
     "UpsampleNearest2D UpsampleBicubic2D Clone Copy CopySlices AsStrided ToCopy PixelShuffle PixelUnshuffle "
-    "Repeat Flip Roll Im2Col Ratio HalfEach".split()
+    "Repeat Flip Roll Im2Col".split()
 )
 
 
@@ -162,13 +167,21 @@ class Rules(TorchFunctionMode):
     def __init__(self, epsilon):
         super().__init__()
         self.epsilon = epsilon
+        self.into_views = []  # nodes of changes of views that the rules have seen
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        involved = _activations(*args, *kwargs.values())
-        if not involved or name in SAME_VALUES or not _in_place(function, args, kwargs):
-            return self._apply(function, args, kwargs)
+        changes = bool(args) and isinstance(args[0], torch.Tensor) and _in_place(function, args, kwargs)
+        if changes and name not in SAME_VALUES and _activations(*args, *kwargs.values()):
+            result = self._in_place(function, args, kwargs)
+        else:
+            result = self._apply(function, args, kwargs)
+        if changes or name == "__setitem__":
+            self.into_views.append((args[0] if args[0]._base is None else args[0]._base).grad_fn)
+        return result
+
+    def _in_place(self, function, args, kwargs):
         # In place, on a copy that then replaces the values: inside a view, autograd would hide the operation.
         target = args[0]
         result = self._apply(function, (_mark(target.clone(), _gate(target)), *args[1:]), kwargs, in_place=True)
@@ -176,7 +189,7 @@ class Rules(TorchFunctionMode):
 
     def _apply(self, function, args, kwargs, in_place=False):
         plain_name = _NONLINEAR.get(function)
-        if plain_name and _activations(*args[:1]):
+        if plain_name and _activations(*args[:1]) and len(_activations(*args, *kwargs.values())) == 1:
             z = args[0]
 
             def plain(values):
@@ -220,10 +233,13 @@ class Rules(TorchFunctionMode):
 
 
 def _operation(node):
+    own = getattr(node, "_forward_cls", None)  # of torch.autograd.Function, whatever its name is
+    if own is not None:
+        return own.__name__ if own in (Ratio, HalfEach) else f"the function {own.__name__} of the network's own"
     return node.name().rsplit("::", 1)[-1].split("Backward")[0] or node.name()
 
 
-def refuse_operations_without_rule(output, inputs):
+def refuse_operations_without_rule(output: torch.Tensor, inputs: torch.Tensor, into_views: list | None = None) -> None:
     """Walk the autograd graph behind `output` and refuse what ε-LRP has no rule for.
 
     Parameters
@@ -232,6 +248,9 @@ def refuse_operations_without_rule(output, inputs):
         Result of a forward pass inside `Rules`.
     inputs : torch.Tensor
         What was passed forward.
+    into_views : list, optional
+        Of the `Rules`: the changes of views that they have seen. The graph does not say which operation such a change
+        was, so that all others are refused.
 
     Raises
     ------
@@ -253,8 +272,10 @@ def refuse_operations_without_rule(output, inputs):
         operation = _operation(node)
         factors = parents[1:] if operation in {"Addmm", "Baddbmm"} else parents  # their first operand is a summand
         trouble = None
-        if operation not in LINEAR:
+        if operation not in LINEAR and operation not in ("Ratio", "HalfEach"):
             trouble = operation
+        elif operation == "CopySlices" and node not in (into_views or ()):
+            trouble = "a change of a view in place by code that the rules do not reach (TorchScript)"
         elif getattr(node, "_saved_training", False):
             trouble = f"{operation} with the statistics of its own input (batch norm in training mode)"
         elif operation == "Div" and parents[1] is not None:
@@ -268,7 +289,33 @@ def refuse_operations_without_rule(output, inputs):
             )
 
 
-def modified_gradient(function, inputs, epsilon=1e-4):
+def check_epsilon(epsilon: float, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse a stabiliser that is no positive number of a dtype.
+
+    Parameters
+    ----------
+    epsilon : float
+    dtype : torch.dtype, default torch.float32
+
+    Raises
+    ------
+    ValueError
+        It is not positive and finite, or too small or large for the dtype.
+
+    Examples
+    --------
+    >>> check_epsilon(1e-4)
+    """
+    limits = torch.finfo(dtype)
+    if not isinstance(epsilon, numbers.Real) or not limits.tiny <= epsilon <= limits.max:
+        raise ValueError(
+            f"epsilon must be positive and finite, from {limits.tiny:.0e} to {limits.max:.0e}, got {epsilon!r}"
+        )
+
+
+def modified_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, epsilon: float = 1e-4
+) -> torch.Tensor:
     """Gradient of a network's outputs with every nonlinearity's derivative replaced by f(z)/z.
 
     Parameters
@@ -290,12 +337,19 @@ def modified_gradient(function, inputs, epsilon=1e-4):
     Raises
     ------
     ValueError
-        ε is not positive; an operation of the network has no rule, it is named; the network has trainable parameters.
+        ε is not positive, or not finite in the dtype of the inputs; an operation of the network has no rule, it is
+        named; the network has trainable parameters, or computes parts of itself again in the backward pass.
+
+    Examples
+    --------
+    >>> modified_gradient(lambda x: torch.tanh(x).sum(1), torch.tensor([[0.0, 2.0]]))
+    tensor([[0.0000, 0.4820]])
     """
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    check_epsilon(epsilon, inputs.dtype)
     inputs = inputs.detach().requires_grad_()
-    with torch.enable_grad(), Rules(epsilon):
+    again = "ε-LRP does not reach what a network computes again in the backward pass (checkpointing, or other hooks "
+    again += "for saved tensors): switch that off, or use another method (gradient_x_input)"
+    with torch.enable_grad(), disable_saved_tensors_hooks(again), Rules(epsilon) as rules:
         output = function(inputs)
-    refuse_operations_without_rule(output, inputs)
+    refuse_operations_without_rule(output, inputs, rules.into_views)
     return torch.autograd.grad(output.sum(), inputs)[0]

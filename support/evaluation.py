@@ -2,14 +2,13 @@
 
 import itertools
 
-import numpy as np
-import torch
 import xarray as xr
 
-from support import attribution, oracle, probe, ranking, similarity, space, zoo
+from support import attribution, methods, oracle, passes, probe, ranking, similarity, space, zoo
 from support.bank import work
 
-AVERAGED = attribution.PUBLISHED  # maps averaged over their colours before the cosine, as in the authors' program
+# maps averaged over their colours before the cosine, as in the authors' program
+AVERAGED = tuple(name for name, method in methods.TABLE.items() if method.averaged)
 REFERENCES_AT_ONCE = 4  # of relational attribution: its maps of all networks are held in memory together
 SCORES = (*attribution.PUBLISHED, *attribution.INVARIANT, *similarity.METHODS)
 MEASURES = {
@@ -55,7 +54,7 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
     if together:
         maps = attribution.attribute(encoders, images, together, **options)
         for name in together:
-            choice = "mean" if name in AVERAGED else "keep"
+            choice = "mean" if methods.TABLE[name].averaged else "keep"
             found[name] = space.affinity(maps.sel(attribution=name), channels=choice)
     if "relational" in attributions:
         references, total = attribution.reference_images(images.sizes["image"]), 0
@@ -65,7 +64,7 @@ def affinities(encoders, images, scores=SCORES, *, ridge=1e-6, device="auto", pr
             total = total + space.affinity(maps, channels="keep") * len(some)
         found["relational"] = total / len(references)
     if set(scores) - set(attributions):
-        representations = _representations(encoders, images, device)
+        representations = passes.representations(encoders, images, device)
         found |= {name: similarity.matrix(representations, name) for name in scores if name in similarity.METHODS}
     return _stacked({name: found[name] for name in scores}, "score", "affinity")
 
@@ -109,11 +108,11 @@ def with_chance(encoders, images, scores, *, grid=None, variance=0.99, device="a
         options = {"channels": "keep", "device": device, "progress": progress}
         maps = attribution.attribute(encoders, images, by_maps, **options)
         for name in by_maps:
-            choice = "mean" if name in AVERAGED else "keep"
+            choice = "mean" if methods.TABLE[name].averaged else "keep"
             affinity[name] = space.affinity(maps.sel(attribution=name), choice)
             chance[name] = space.chance(maps.sel(attribution=name), choice)
     if len(by_maps) < len(scores):
-        units = _representations(encoders, images, device)
+        units = passes.representations(encoders, images, device)
         for name in (name for name in scores if name not in by_maps):
             affinity[name] = similarity.matrix(units, name, grid=grid, variance=variance)
             chance[name] = similarity.chance(units, name, grid=grid, variance=variance)
@@ -210,16 +209,6 @@ def quality(affinities, truth, measures=MEASURES):
             parts[name] = quality(affinities.sel({dim: name}), of_it, measures)
         return _stacked(parts, dim, "quality")
     return _stacked({name: measure(affinities, truth) for name, measure in measures.items()}, "measure", "quality")
-
-
-def _representations(encoders, images, device):
-    """Representations by name, computed in batches on a device."""
-    device, found = attribution._device(device), {}
-    for encoder in encoders:
-        with attribution._on(encoder, device):
-            batches = attribution._batches(encoder, images, torch.no_grad()(encoder.represent), device, None)
-            found[encoder.name] = np.concatenate([values.cpu().numpy() for _, values in batches])
-    return found
 
 
 def _stacked(arrays, dim, name):

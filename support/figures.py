@@ -6,6 +6,8 @@ import pandas as pd
 import xarray as xr
 from scipy.cluster.hierarchy import dendrogram
 
+from support.methods import TABLE
+
 plt.rcParams.update(
     {
         "figure.dpi": 110,
@@ -19,16 +21,13 @@ plt.rcParams.update(
 )
 pd.set_option("display.max_colwidth", None)
 xr.set_options(display_expand_data=False)
-METHOD_TITLES = {
-    "saliency": "saliency",
-    "gradient_x_input": "gradient × input",
-    "epsilon_lrp": "ε-LRP",
-    "whitened_energy": "whitened energy",
-    "whitened_energy_x_input": "whitened energy × input",
-    "relational": "relational",
-    "gradient": "gradient",
-    "unit_saliency": "unit saliency",
-}
+
+
+def __getattr__(name):
+    """METHOD_TITLES: what the methods are called in figures and tables, those added from outside included."""
+    if name == "METHOD_TITLES":
+        return {method: entry.title for method, entry in TABLE.items()}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def short(name):
@@ -160,11 +159,89 @@ def map_grid(images, maps):
         line[0].imshow(images[i].values)
         line[0].set(xticks=[], yticks=[])
         line[0].spines[:].set_visible(False)
-        line[0].set_ylabel(METHOD_TITLES.get(methods[m], methods[m]), fontsize=9)
+        line[0].set_ylabel(TABLE[methods[m]].title if methods[m] in TABLE else methods[m], fontsize=9)
         for n, ax in enumerate(line[1:]):
             draw_map(ax, maps[m, n, i])
     for name, ax in zip(["image", *map(short, maps.model.values)], axes[0], strict=True):
         ax.set_title(name.replace("_", "\n"), fontsize=9)
+    return figure
+
+
+def heat(maps: xr.DataArray, block: int = 4) -> np.ndarray:
+    """Where maps are large, whatever their sign: mean absolute value over squares of pixels.
+
+    A gradient changes its sign from pixel to pixel, so that a map printed small looks like noise. Only for looking at.
+
+    Parameters
+    ----------
+    maps : xarray.DataArray
+        (..., y, x), float.
+    block : int, default 4
+        Pixels along a square's side; what is left over at the right and at the bottom is cut off.
+
+    Returns
+    -------
+    numpy.ndarray
+        (..., y / block, x / block), float, not negative.
+
+    Raises
+    ------
+    ValueError
+        A map is smaller than a square.
+
+    Examples
+    --------
+    >>> heat(xr.DataArray([[1.0, -1.0, 3.0], [-1.0, 1.0, 3.0]], dims=("y", "x")), block=2)
+    array([[1.]])
+    """
+    values = np.abs(maps.values)
+    rows, columns = (length // block for length in values.shape[-2:])
+    if not rows or not columns:
+        raise ValueError(f"maps of {values.shape[-2]} × {values.shape[-1]} pixels have no square of {block} pixels")
+    values = values[..., : rows * block, : columns * block]
+    return values.reshape(*values.shape[:-2], rows, block, columns, block).mean((-3, -1))
+
+
+def heat_grid(images: xr.DataArray, maps: xr.DataArray, columns: int = 4, block: int = 4) -> plt.Figure:
+    """Draw images and, beside each, where every model's map of it is large: as Figure 2 of Song et al. (2019).
+
+    Parameters
+    ----------
+    images : xarray.DataArray
+        (image, y, x, channel), float32 in [0, 1].
+    maps : xarray.DataArray
+        (model, image, y, x), float, of these images and perhaps of more. Each is drawn on a scale of its own, up to the
+        99th percentile of its heat.
+    columns : int, default 4
+        Maps beside an image; where there are more models, they go on in the next row.
+    block : int, default 4
+        As for `heat`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> images = xr.DataArray(np.zeros((2, 8, 8, 3)), dims=("image", "y", "x", "channel"))
+    >>> maps = xr.DataArray(np.ones((5, 2, 8, 8)), {"model": list("abcde")}, ("model", "image", "y", "x"))
+    >>> len(heat_grid(images, maps).axes)  # for two images two rows each, of one place and four
+    20
+    """
+    names = [short(name).replace("_", "\n") for name in maps.model.values]
+    rows = -(-len(names) // columns)  # of an image
+    shape = len(images) * rows, columns + 1
+    figure, axes = plt.subplots(*shape, figsize=(7, 1.65 * shape[0]), squeeze=False, dpi=160)
+    for ax in axes.flat:
+        ax.axis("off")
+    for k in range(len(images)):
+        first = axes[k * rows, 0]
+        first.imshow(images[k].values)
+        first.set_title("image", fontsize=10)
+        places = axes[k * rows : (k + 1) * rows, 1:].flat
+        for ax, name, values in zip(places, names, heat(maps[:, k], block), strict=False):
+            ax.imshow(values, cmap="inferno", vmin=0, vmax=np.percentile(values, 99) or 1)
+            ax.set_title(name, fontsize=10)
     return figure
 
 

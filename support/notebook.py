@@ -1,4 +1,4 @@
-"""What a notebook calls: a check of its parameters, what an earlier notebook left, and findings said in sentences."""
+"""What a notebook calls: a check of its parameters, what earlier ones left, sentences, tables and findings of a run."""
 
 import ast
 import contextlib
@@ -6,16 +6,23 @@ import difflib
 import io
 import json
 import math
+import re
 import string
 import tokenize
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from IPython.display import Markdown, display
+from pandas.io.formats.style import Styler
+
+from support.ranking import Interval
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 INJECTED = "# Parameters"  # first line of the cell that papermill adds
+FINDING = "application/vnd.transferability.finding+json"  # how an executed notebook carries a finding to the first page
+FINDINGS_HERE = "<!-- findings -->"  # the place on the first page where their table is put
 
 
 class Parameter(NamedTuple):
@@ -182,7 +189,7 @@ def artefact(path, notebook):
     return path
 
 
-def say(text, **values):
+def say(text: str, **values: object) -> None:
     """Show a finding of the run as a sentence, in JupyterLab, Colab, on GitHub and in the book alike.
 
     The cell's input is hidden in the book by the tag ``remove-input``.
@@ -206,13 +213,18 @@ def say(text, **values):
     >>> say("Chance is {chance:.2f}.", chance=5 / 19)
     Chance is 0.26.
     """
+    display(_Sentence(_filled(text, values)))
+
+
+def _filled(text, values):
+    """A text with its values, each of which it uses."""
     wanted = {name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name}
     if unused := set(values) - wanted:
         raise ValueError(f"the sentence does not say {', '.join(sorted(unused))}")
     for name, value in values.items():
         if isinstance(value, Real) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}: a sentence needs a number")
-    display(_Sentence(text.format(**values)))
+    return text.format(**values)
 
 
 class _Sentence(Markdown):
@@ -220,3 +232,163 @@ class _Sentence(Markdown):
 
     def __repr__(self):
         return self.data
+
+
+def compared(
+    interval: Interval,
+    to: float = 0.0,
+    above: str = "above",
+    below: str = "below",
+    undecided: str = "not surely different from",
+) -> str:
+    """Where an interval lies beside a number, in words that a sentence can go on with.
+
+    Parameters
+    ----------
+    interval : ranking.Interval
+        Such as `ranking.bootstrap` and `ranking.paired_bootstrap` return; the difference of two scores, mostly.
+    to : float, default 0
+        The number that it is held against.
+    above, below, undecided : str, optional
+        What to say where the whole interval lies above the number, below it, or neither.
+
+    Returns
+    -------
+    str
+        One of the three.
+
+    Raises
+    ------
+    ValueError
+        A bound or the number is not finite, or the bounds are exchanged.
+
+    Examples
+    --------
+    >>> compared(Interval(mean=0.47, low=0.42, high=0.52), to=0.26) + " chance"
+    'above chance'
+    >>> compared(Interval(-0.02, -0.07, 0.03), above="better than", below="worse than") + " popularity"
+    'not surely different from popularity'
+    """
+    low, high = interval.low, interval.high
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(to)) or low > high:
+        raise ValueError(f"[{low}, {high}] cannot be compared to {to}: an interval has two finite bounds, low first")
+    if low > to:
+        return above
+    return below if high < to else undecided
+
+
+def table(
+    frame: pd.DataFrame | pd.Series | Styler,
+    caption: str,
+    digits: int = 2,
+    formats: dict[str, str] | None = None,
+) -> Styler:
+    """A table with its number and caption above it, the same in JupyterLab and in the book.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame, pandas.Series or pandas.io.formats.style.Styler
+        The table; a Styler keeps the formats that it has.
+    caption : str
+        Begins with "Table", the number of the chapter, a point and the number of the table in it: "Table 4.1. ...".
+    digits : int, default 2
+        After the point of a float.
+    formats : dict of str to str, optional
+        Of the columns that want something else: ``{"share": "{:.0%}"}``.
+
+    Returns
+    -------
+    pandas.io.formats.style.Styler
+        To be the last line of a cell. Its anchor in the page is ``T_table-4-1``.
+
+    Raises
+    ------
+    ValueError
+        The caption does not begin with a number.
+
+    Examples
+    --------
+    >>> shown = table(pd.DataFrame({"P@5": [0.7312]}, index=["SVCCA"]), "Table 8.1. Precision of one score.")
+    >>> "Table 8.1. Precision of one score." in shown.to_html(), "0.73" in shown.to_html()
+    (True, True)
+    """
+    number = re.match(r"Table (\d+)\.(\d+)\. \S", caption)
+    if not number:
+        raise ValueError(f'a caption begins with the number of the table, such as "Table 4.1. ", not {caption[:20]!r}')
+    if isinstance(frame, Styler):
+        styler = frame
+    else:
+        frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
+        styler = frame.style.format(precision=digits, na_rep="–", thousands=",", escape="html")
+        for column, form in (formats or {}).items():
+            styler.format(form, subset=[column], na_rep="–")
+    styler.set_uuid(f"table-{number[1]}-{number[2]}").set_caption(caption).set_table_attributes('class="dataframe"')
+    return styler.set_table_styles(
+        [{"selector": "caption", "props": "caption-side: top; text-align: left"}], overwrite=False
+    )
+
+
+def finding(question: str, answer: str, number: str, **values: object) -> None:
+    """Show what a chapter found, as a quotation, and leave it in the notebook for the table of the first page.
+
+    The cell's input is hidden in the book by the tag ``remove-input``.
+
+    Parameters
+    ----------
+    question : str
+        One sentence.
+    answer : str
+        One or two sentences, with values in braces as for `say`.
+    number : str
+        The number that the answer rests on, with what it is and its interval; values in braces.
+    **values
+        Names and values of both.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As for `say`.
+
+    Examples
+    --------
+    >>> finding("Do maps rank sources?", "No better than a fixed list.", "P@5 {p:.2f}", p=0.47)
+    > **Do maps rank sources?** No better than a fixed list. (P@5 0.47)
+    """
+    answer, number = _filled(f"{answer}\n{number}", values).rsplit("\n", 1)
+    display(_Finding({"question": question, "answer": answer, "number": number}))
+
+
+class _Finding(_Sentence):
+    """A finding, to be read and to be collected."""
+
+    def __init__(self, said):
+        super().__init__("> **{question}** {answer} ({number})".format(**said))
+        self.said = said
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {FINDING: self.said}
+
+
+def findings(executed: list[Path]) -> str:
+    """Table of what executed notebooks found, in MyST Markdown, a row a finding with a link to its chapter.
+
+    Parameters
+    ----------
+    executed : list of Path
+        Executed notebooks, in the order of the chapters.
+
+    Returns
+    -------
+    str
+        Empty where none of them has a finding.
+    """
+    rows = []
+    for path in executed:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            said = output.get("data", {}).get(FINDING)
+            if said:
+                columns = [said["question"], said["answer"], said["number"], f"{{doc}}`{path.stem}`"]
+                rows.append("| " + " | ".join(text.replace("|", "\\|") for text in columns) + " |")
+    header = ["| question | answer | number | chapter |", "|---|---|---|---|"]
+    return "\n".join([*header, *rows]) if rows else ""

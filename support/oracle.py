@@ -1,7 +1,12 @@
 """What transfer really gives: win rates, the analytic hierarchy process, priorities and the best choice of sources."""
 
 import itertools
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,12 +15,15 @@ from scipy import linalg, optimize, sparse, stats
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from support import labels
+from support.bank import RANDOM
+
 DATA = Path(__file__).parents[1] / "data"
 CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
-RANDOM = "random"  # the encoder with random weights: measured like a source, never part of the oracle
+RATES = (1e-6, 1 - 1e-6)  # win rates that `ahp` takes: so far inside (0, 1) that rounding harms no ratio of two
 
 
-def win_rates(losses):
+def win_rates(losses: xr.DataArray) -> xr.DataArray:
     """How often each source beats each other one, target by target.
 
     Zamir et al. (2018), Section 3.3: the share of the held-out images on which transfer from one source has a lower
@@ -24,7 +32,7 @@ def win_rates(losses):
     Parameters
     ----------
     losses : xarray.DataArray
-        (source, target, image), floating point: loss of every test image after transfer; lower is better.
+        (source, target, image): loss of every test image after transfer; lower is better.
 
     Returns
     -------
@@ -34,20 +42,19 @@ def win_rates(losses):
 
     Raises
     ------
-    ValueError
-        Other dimensions, no source or image, or a loss that is not finite: its source and target are named.
+    TypeError, ValueError
+        As for `labels.matrix`; source and target of a loss that is not finite are named.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["t"]}
+    >>> losses = xr.DataArray([[[1.0, 2.0, 3.0, 4.0]], [[2.0, 2.0, 1.0, 5.0]]], names, ("source", "target", "image"))
+    >>> win_rates(losses).sel(target="t", source="a", rival="b").item()
+    0.625
     """
-    if set(losses.dims) != {"source", "target", "image"} or 0 in losses.shape:
-        raise ValueError(
-            f"losses have the sizes {dict(losses.sizes)}, expected source, target and image, each at least one"
-        )
-    values = losses.transpose("target", "source", "image").values.astype(np.float64)
-    if not np.isfinite(values).all():
-        target, source, _ = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(
-            f"the losses of {losses.source.values[source]} for {losses.target.values[target]} are not all finite: "
-            "train that transfer again"
-        )
+    losses = labels.labelled(losses, "losses", ("target", "source", "image"), others=("image",))
+    values = losses.values
+    labels.finite(values, "loss", {axis: losses[axis].values for axis in losses.dims})
     rates = np.empty((len(values), values.shape[1], values.shape[1]))
     for rate, value in zip(rates, values, strict=True):
         rate[:] = (np.sign(value[None] - value[:, None]).mean(axis=-1) + 1) / 2
@@ -60,7 +67,7 @@ def win_rates(losses):
     )
 
 
-def ahp(win_rates):
+def ahp(win_rates: xr.DataArray) -> xr.DataArray:
     """Transferability of each source to each target, by the analytic hierarchy process.
 
     Zamir et al. (2018), Section 3.3, after Saaty (1987): win rates W become ratios W / Wᵀ, whose principal right
@@ -78,17 +85,21 @@ def ahp(win_rates):
 
     Raises
     ------
-    ValueError
-        Other dimensions, sources that are not the rivals, or a rate that is not inside (0, 1).
+    TypeError, ValueError
+        As for `labels.matrix`, sources that are not the rivals, or a rate outside [1e-6, 1 − 1e-6].
+
+    Examples
+    --------
+    >>> names = {"target": ["t"], "source": ["a", "b"], "rival": ["a", "b"]}
+    >>> ahp(xr.DataArray([[[0.5, 0.75], [0.25, 0.5]]], names, ("target", "source", "rival"))).values.ravel().tolist()
+    [0.75, 0.25]
     """
-    if set(win_rates.dims) != {"target", "source", "rival"}:
-        raise ValueError(f"win rates have the dimensions {win_rates.dims}, expected target, source and rival")
-    win_rates = win_rates.transpose("target", "source", "rival")
+    win_rates = labels.labelled(win_rates, "win rates", ("target", "source", "rival"))
     if win_rates.source.values.tolist() != win_rates.rival.values.tolist():
         raise ValueError("sources and rivals of the win rates are not the same, in the same order")
-    rates = win_rates.values.astype(np.float64)
-    if not ((rates > 0) & (rates < 1)).all():
-        raise ValueError(f"win rates must lie inside (0, 1); clip them to {CLIP}")
+    rates = win_rates.values
+    axes = {axis: win_rates[axis].values for axis in win_rates.dims}
+    labels.finite(rates, "win rate", axes, low=RATES[0], high=RATES[1])
     scores = np.array([_principal(rate / rate.T) for rate in rates]).reshape(rates.shape[:2])
     return _scores(scores.T, win_rates.source.values, win_rates.target.values)
 
@@ -109,7 +120,7 @@ def _scores(values, sources, targets):
     )
 
 
-def transferability(losses):
+def transferability(losses: xr.DataArray) -> xr.DataArray:
     """The oracle of measured transfers: win rates and hierarchy process over all sources but the target's own.
 
     Parameters
@@ -124,10 +135,21 @@ def transferability(losses):
 
     Raises
     ------
-    ValueError
-        As for `win_rates`.
+    TypeError, ValueError
+        As for `win_rates`, or a target that no source but its own is measured for.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b", "random"], "target": ["a"]}
+    >>> losses = xr.DataArray([[[0.0]], [[1.0]], [[9.0]]], names, ("source", "target", "image"))
+    >>> transferability(losses).to_series().to_dict()
+    {('a', 'a'): nan, ('b', 'a'): 1.0}
     """
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
     sources = [name for name in losses.source.values.tolist() if name != RANDOM]
+    for target in losses.target.values.tolist():
+        if not set(sources) - {target}:
+            raise ValueError(f"no source but its own is measured for {target}: leave that target out")
     columns = [
         ahp(win_rates(losses.sel(source=[name for name in sources if name != target], target=[target])))
         for target in losses.target.values.tolist()
@@ -135,7 +157,7 @@ def transferability(losses):
     return xr.concat(columns, "target", join="outer").reindex(source=sources).transpose("source", "target")
 
 
-def priority(truth):
+def priority(truth: xr.DataArray) -> xr.DataArray:
     """Place of each source in a target's order: 1 for the best one to transfer from.
 
     Parameters
@@ -151,11 +173,17 @@ def priority(truth):
 
     Raises
     ------
-    ValueError
-        Other dimensions.
+    TypeError, ValueError
+        As for `labels.matrix`; NaN is allowed.
+
+    Examples
+    --------
+    >>> truth = xr.DataArray([[0.2], [0.7], [0.1]], {"source": list("abc"), "target": ["t"]}, ("source", "target"))
+    >>> priority(truth).values.ravel().tolist()
+    [2.0, 1.0, 3.0]
     """
-    truth = _as_matrix(truth)
-    places = stats.rankdata(-truth.values.astype(np.float64), axis=0, nan_policy="omit")
+    truth = labels.matrix(truth, "truth", missing="any")
+    places = stats.rankdata(-truth.values, axis=0, nan_policy="omit")
     return xr.DataArray(
         places,
         dims=truth.dims,
@@ -165,7 +193,7 @@ def priority(truth):
     )
 
 
-def agreement(first, second):
+def agreement(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Spearman rank correlation of two oracles, target by target.
 
     Parameters
@@ -181,18 +209,34 @@ def agreement(first, second):
 
     Raises
     ------
-    ValueError
-        Other dimensions, or no target in common.
+    TypeError, ValueError
+        As for `priority`, or no target in common.
+
+    Warns
+    -----
+    UserWarning
+        Targets for which the result is NaN; they are named.
+
+    Examples
+    --------
+    >>> truth = xr.DataArray([[0.2], [0.7], [0.1]], {"source": list("abc"), "target": ["t"]}, ("source", "target"))
+    >>> agreement(truth, -truth).to_series().round(6).to_dict()
+    {'t': -1.0}
     """
-    first, second = xr.align(_as_matrix(first), _as_matrix(second), join="inner")
+    first = labels.matrix(first, "the first oracle", missing="any")
+    second = labels.matrix(second, "the second oracle", missing="any")
+    first, second = xr.align(first, second, join="inner")
     if not first.sizes["target"]:
         raise ValueError("the two oracles have no target in common")
     values = []
     for target in first.target.values:
         one, other = first.sel(target=target).values, second.sel(target=target).values
         ranked = np.isfinite(one) & np.isfinite(other)
-        is_defined = ranked.sum() > 1 and np.ptp(one[ranked]) > 0 and np.ptp(other[ranked]) > 0
+        is_defined = ranked.any() and np.ptp(one[ranked]) > 0 and np.ptp(other[ranked]) > 0
         values.append(stats.spearmanr(one[ranked], other[ranked]).statistic if is_defined else np.nan)
+    undefined = ", ".join(map(str, first.target.values[np.isnan(values)]))
+    if undefined:
+        warnings.warn(f"no rank correlation for {undefined}: too few common sources, or equal scores", stacklevel=2)
     return xr.DataArray(
         values,
         dims="target",
@@ -202,7 +246,7 @@ def agreement(first, second):
     )
 
 
-def half_splits(losses, n_splits=10, seed=0):
+def half_splits(losses: xr.DataArray, n_splits: int = 10, seed: int = 0) -> list[tuple[xr.DataArray, xr.DataArray]]:
     """Pairs of oracles, each from one half of the test images: how well one predicts the other is the noise ceiling.
 
     Parameters
@@ -221,10 +265,19 @@ def half_splits(losses, n_splits=10, seed=0):
 
     Raises
     ------
-    ValueError
-        Fewer than two images, or as for `win_rates`.
+    TypeError, ValueError
+        Fewer than two images, an argument that is no whole number or out of range, or as for `transferability`.
+
+    Examples
+    --------
+    >>> names, values = {"source": list("abc"), "target": ["a"]}, np.random.default_rng(0).random((3, 1, 8))
+    >>> losses = xr.DataArray(values, names, ("source", "target", "image"))
+    >>> [agreement(*pair).sizes["target"] for pair in half_splits(losses, n_splits=2)]
+    [1, 1]
     """
-    half = losses.sizes.get("image", 0) // 2
+    losses = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
+    n_splits, seed = labels.count(n_splits, "n_splits"), labels.count(seed, "seed", 0)
+    half = losses.sizes["image"] // 2
     if not half:
         raise ValueError(f"losses have the sizes {dict(losses.sizes)}: two halves need at least two images")
     rng = np.random.default_rng(seed)
@@ -235,7 +288,7 @@ def half_splits(losses, n_splits=10, seed=0):
     ]
 
 
-def tree(truth):
+def tree(truth: xr.DataArray) -> np.ndarray:
     """Agglomerative clustering of the sources by where they transfer to, after the task tree of Zamir et al. (2018).
 
     Two sources are near when they stand in similar places for the same targets: 1 − Pearson's correlation of their
@@ -253,10 +306,16 @@ def tree(truth):
 
     Raises
     ------
-    ValueError
-        Other dimensions, or two sources that cannot be compared: fewer than three targets in common, or the same place
+    TypeError, ValueError
+        As for `priority`, or two sources that cannot be compared: fewer than three targets in common, or the same place
         for all of them.
+
+    Examples
+    --------
+    >>> tree(load("taskonomy")).shape
+    (19, 4)
     """
+    truth = labels.matrix(truth, "truth", missing="any", fewest=2)
     places = priority(truth.where(truth.source != truth.target))
     distances = np.zeros((len(places), len(places)))
     for i, j in itertools.combinations(range(len(places)), 2):
@@ -269,7 +328,7 @@ def tree(truth):
     return hierarchy.linkage(squareform(distances, checks=False), method="average")
 
 
-def select_sources(affinity, budget):
+def select_sources(affinity: xr.DataArray, budget: int) -> xr.DataArray:
     """Which tasks to label, and which of them each target is transferred from: the first-order integer program.
 
     Zamir et al. (2018), Section 3.4, with every target of equal weight and every source of cost one: at most `budget`
@@ -292,47 +351,45 @@ def select_sources(affinity, budget):
 
     Raises
     ------
-    ValueError
-        Other dimensions, a budget below 1, a target that no source can serve, or a budget too small to serve all
-        targets.
+    TypeError, ValueError
+        As for `priority`, a budget that is no whole number from 1, a target that no source can serve, or a budget too
+        small to serve all targets.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["s", "t"]}
+    >>> best = select_sources(xr.DataArray([[0.9, 0.1], [0.6, 0.5]], names, ("source", "target")), budget=1)
+    >>> best.values.tolist(), best.attrs["total"]
+    (['b', 'b'], 1.1)
     """
-    affinity = _as_matrix(affinity)
-    if budget < 1:
-        raise ValueError(f"budget is {budget}, expected at least one task to be labelled")
+    affinity, budget = labels.matrix(affinity, "affinity", missing="any"), labels.count(budget, "budget")
     sources, targets = affinity.source.values.tolist(), affinity.target.values.tolist()
-    values = affinity.values.astype(np.float64).copy()
+    values = affinity.values.copy()
     for column, target in enumerate(targets):
         if not np.isfinite(values[:, column]).any():
             raise ValueError(f"no source has an affinity to {target}: leave that target out")
         if target in sources and not np.isfinite(values[sources.index(target), column]):
             values[sources.index(target), column] = np.nanmax(values[:, column])
     usable = np.isfinite(values)
+    gains = np.where(usable, values - np.nanmin(values, axis=0), 0)  # the solver's tolerances are absolute
+    gains /= gains.max() or 1
     n_sources, n_targets = values.shape
     assign = sparse.eye_array(n_sources * n_targets)  # one 0-1 variable per (source, target), after one per source
     label = sparse.kron(sparse.eye_array(n_sources), np.ones((n_targets, 1)))
+    each = sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets))
+    nothing = sparse.csr_array((n_targets, n_sources))
     own = [(sources.index(target), column) for column, target in enumerate(targets) if target in sources]
     own_label = sparse.csr_array(np.array([[row == source for row in range(n_sources)] for source, _ in own], float))
     constraints = [
-        optimize.LinearConstraint(  # a source that is used is labelled
-            sparse.hstack([-label, assign]), ub=0
-        ),
-        optimize.LinearConstraint(  # one source for each target
-            sparse.hstack(
-                [
-                    sparse.csr_array((n_targets, n_sources)),
-                    sparse.kron(np.ones((1, n_sources)), sparse.eye_array(n_targets)),
-                ]
-            ),
-            lb=1,
-            ub=1,
-        ),
+        optimize.LinearConstraint(sparse.hstack([-label, assign]), ub=0),  # a source that is used is labelled
+        optimize.LinearConstraint(sparse.hstack([nothing, each]), lb=1, ub=1),  # one source for each target
         optimize.LinearConstraint(np.r_[np.ones(n_sources), np.zeros(n_sources * n_targets)], ub=budget),
     ]
     if own:  # a labelled target keeps its own network
         own_assign = assign.tocsr()[[source * n_targets + column for source, column in own]]
         constraints.append(optimize.LinearConstraint(sparse.hstack([own_label, -own_assign]), lb=0, ub=0))
     result = optimize.milp(
-        -np.r_[np.zeros(n_sources), np.where(usable, values, 0).ravel()],
+        -np.r_[np.zeros(n_sources), gains.ravel()],
         constraints=constraints,
         integrality=1,
         bounds=optimize.Bounds(0, np.r_[np.ones(n_sources), usable.ravel().astype(float)]),
@@ -353,13 +410,7 @@ def select_sources(affinity, budget):
     )
 
 
-def _as_matrix(matrix):
-    if set(matrix.dims) != {"source", "target"}:
-        raise ValueError(f"the array has the dimensions {matrix.dims}, expected source and target")
-    return matrix.transpose("source", "target")
-
-
-def losses(seed, folder=DATA / "bank"):
+def losses(seed: int, folder: str | Path = DATA / "bank") -> xr.Dataset:
     """Every measured loss of one task bank.
 
     Parameters
@@ -379,14 +430,26 @@ def losses(seed, folder=DATA / "bank"):
 
     Raises
     ------
+    TypeError, ValueError
+        A seed that is no whole number from 0, or a damaged file.
     FileNotFoundError
         That bank has not been made; the message gives the command.
+
+    Examples
+    --------
+    >>> losses(0)["loss"].dims
+    ('source', 'target', 'image')
     """
+    seed = labels.count(seed, "seed", 0)
     path = Path(folder) / f"losses_seed{seed}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: python -m support.bank all --seed {seed}")
-    with np.load(path) as file:
-        values = {name: file[name] for name in file.files}
+    try:
+        with np.load(path) as file:
+            values = {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        command = f"remove it and run python -m support.bank all --seed {seed}"
+        raise ValueError(f"{path} is damaged ({error}): {command}") from error
     dims = {
         "loss": ("source", "target", "image"),
         "loss_double": ("source", "target_double", "image"),
@@ -406,14 +469,14 @@ def losses(seed, folder=DATA / "bank"):
     return data.sel(by_table)
 
 
-def load(name, seed=None, folder=DATA / "bank"):
+def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank") -> xr.DataArray:
     """An oracle by name.
 
     Parameters
     ----------
     name : {"taskonomy", "bank"}
-        The published rankings of Taskonomy (Zamir et al., 2018; transfers with 16,000 images), or the transfers
-        measured on this project's own task bank.
+        One of `ORACLES`: the published rankings of Taskonomy (Zamir et al., 2018; transfers with 16,000 images), or the
+        transfers measured on this project's own task bank.
     seed : int, optional
         Of ``"bank"``: which bank; when None, the test images of all banks there are count together.
     folder : str or Path, optional
@@ -428,17 +491,19 @@ def load(name, seed=None, folder=DATA / "bank"):
 
     Raises
     ------
-    ValueError
-        No such oracle, or a seed given for ``"taskonomy"``.
-    FileNotFoundError
-        That bank has not been made; the message gives the command.
+    TypeError, ValueError, FileNotFoundError
+        No such oracle, a seed given for ``"taskonomy"``, or as for `losses`.
+
+    Examples
+    --------
+    >>> load("taskonomy").sel(source="rgb2sfnorm", target="curvature").item()
+    18.0
     """
-    if name == "taskonomy":
-        if seed is not None:
-            raise ValueError("the published rankings of Taskonomy have no seed: leave it out")
-        return _published()[0]
-    if name != "bank":
-        raise ValueError(f"unknown oracle {name!r}; known: 'bank', 'taskonomy'")
+    return ORACLES[labels.choice(name, "oracle", ORACLES)](seed, folder)
+
+
+def _bank(seed, folder):
+    """The oracle of one bank, or of the images of all banks in a folder together."""
     found = [path.stem.removeprefix("losses_seed") for path in Path(folder).glob("losses_seed*.npz")]
     seeds = sorted(int(text) for text in found if text.isdecimal()) if seed is None else [seed]
     if not seeds:
@@ -447,6 +512,13 @@ def load(name, seed=None, folder=DATA / "bank"):
     truth = transferability(xr.concat(banks, "image", join="exact"))
     truth.attrs.update(oracle="bank", seeds=seeds)
     return truth
+
+
+def _taskonomy(seed, folder):
+    """The published rankings; there is one set of them."""
+    if seed is not None:
+        raise ValueError("the published rankings of Taskonomy have no seed: leave it out")
+    return _published()[0]
 
 
 def _published():
@@ -460,3 +532,9 @@ def _published():
     truth = _scores(scores.values, sources, targets)
     truth.attrs.update(oracle="taskonomy", long_name="sources ranked below, higher is better")
     return truth, sources
+
+
+ORACLES: dict[str, Callable[[int | None, Any], xr.DataArray]] = {  # of seed and folder, (source, target)
+    "bank": _bank,
+    "taskonomy": _taskonomy,
+}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from support import attribution, space, store, taskonomy
+from support import attribution, passes, space, store, taskonomy
 
 METHODS = attribution.PUBLISHED
 BYTES = 2  # of a value of a map on disk, half precision
@@ -189,7 +189,7 @@ def plan(
         raise ValueError(f"n_images is {n_images}, expected at least one")
     if weights not in ("published", "random"):
         raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
-    kind = attribution._device(device).type
+    kind = passes.torch_device(device).type
     n_timed = min(n_timed or (64 if kind == "cuda" else 1), n_images)
     rng = np.random.default_rng(0)
     images = xr.DataArray(

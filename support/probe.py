@@ -4,18 +4,22 @@ import hashlib
 import itertools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from support import wheels
+from support import labels
+from support.sources import shared
 
 TABLE = Path(__file__).parents[1] / "data" / "photographs.csv"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # what Pillow may take a file for, whatever its name says
 CROP = 256  # source pixels along a tile's side, where the photograph and the size allow it
 SIZES = (16, 2048)  # smallest and largest tile, in pixels
 TEXTURE = 0.02  # mean grey step between neighbouring pixels of a tile brought to 32 x 32, in [0, 1]
@@ -30,7 +34,16 @@ class _Unreadable(ValueError):
     """An image file that cannot be decoded, or is too small."""
 
 
-def load(source, n_images=48, size=64, seed=0, crop="tiles"):
+class _Photographs(NamedTuple):
+    """Where the photographs of a source are."""
+
+    rows: list[Any]  # a row of `photographs` each, with the columns that a manifest needs
+    path: Callable[[Any], Path]  # of a row's file
+    all_read: bool  # whether all are opened, and a broken one is an error
+    left_out: list[str]  # what of the folder cannot be a photograph, and why
+
+
+def load(source: str, n_images: int = 48, size: int = 64, seed: int = 0, crop: str = "tiles") -> xr.DataArray:
     """Sample square tiles from photographs, or render rooms.
 
     Photographs are taken in a random order and each gives one tile before any gives a second one, so that counts
@@ -44,7 +57,8 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
 
     Every image becomes RGB the right way up: EXIF orientation is applied, grey is repeated, transparency is laid on
     white, 16-bit grey is divided by 65535 (16-bit colour keeps its upper 8 bits), and of several frames the first is
-    taken. Colour profiles are not applied.
+    taken. Colour profiles are not applied. The content decides on the format, whatever the name says. A file of more
+    than about 179 million pixels is not read, which is Pillow's protection against small files that unpack to no end.
 
     Rooms are rendered at `size`, from a range of images that no network of the task bank was trained or measured on
     (`support.bank.rooms.PROBE`); none is left out.
@@ -54,8 +68,8 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
     source : str
         ``"rooms"``, rendered; ``"indoor"`` or ``"photos"``, photographs that ship in installed packages (`photographs`
         lists them; those smaller than `size` are left out); or ``"folder:PATH"``, the JPEG, PNG, WebP and TIFF files in
-        a folder and the folders below it, hidden ones left out. Of 100 images and more only as many are opened as the
-        sample needs.
+        a folder and the folders below it, hidden ones and links to folders left out. Of 100 images and more only as
+        many are opened as the sample needs.
     n_images : int
         Number of tiles.
     size : int
@@ -78,53 +92,81 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
 
     Raises
     ------
+    TypeError
+        A source that is no text, or a number that is no whole one.
     ValueError
         Unknown source or crop; `n_images`, `size` or `seed` out of range; a folder without images; more tiles asked for
         than there are (the message says how many); in a folder of fewer than 100 images, one that is smaller than
         `size`, or a file that cannot be decoded; a file of a package that is not the one in the table.
     FileNotFoundError
         No such folder, or a package that is not installed (the message gives the command).
+    PermissionError
+        The folder may not be read.
 
     Warns
     -----
     UserWarning
-        Files that could not be decoded, or are smaller than `size`, in a folder of 100 images or more; the sample is
-        taken from the others.
+        What was left out of a folder: folders below it that cannot be read or are links, and what is no regular file,
+        such as a pipe or a broken link. In a folder of 100 images or more also files that could not be decoded or are
+        smaller than `size`. The sample is taken from the others.
+
+    Examples
+    --------
+    Whole photographs, one of each file, for looking at:
+
+    >>> load("photos", n_images=2, size=128, crop="centre").shape
+    (2, 128, 128, 3)
     """
-    if n_images < 1:
-        raise ValueError(f"n_images is {n_images}: ask for at least one image")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f"size is {size}: choose {SIZES[0]} to {SIZES[1]} pixels")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: choose zero or a positive integer")
-    if crop not in ("tiles", "centre"):
-        raise ValueError(f'crop is {crop!r}: choose "tiles" or "centre"')
+    if not isinstance(source, str):
+        raise TypeError(f'source is {source!r}: give a text, such as "rooms", "photos" or "folder:PATH"')
+    n_images, size = labels.count(n_images, "n_images"), labels.count(size, "size", *SIZES)
+    seed, crop = labels.count(seed, "seed", 0, 2**63 - 1), labels.choice(crop, "crop", ("tiles", "centre"))
     if source == "rooms":
         return _rooms(n_images, size, seed)
+    photographs = _locate(source, size)
+    chosen, broken = _sample(photographs, n_images, size, seed, crop)
+    broken += photographs.left_out
+    shown = "; ".join(sorted(broken)[:20]) + "; ..." * (len(broken) > 20)
+    if broken:
+        warnings.warn(f"{len(broken)} entries of the folder left out of the sample: {shown}", stacklevel=2)
+    if not chosen:
+        raise ValueError(
+            f"{source} has no tile of {size} pixels with texture in its {len(photographs.rows)} photographs"
+            f"{f' ({shown})' if broken else ''}: choose a smaller size, or add photographs that show more"
+        )
+    if len(chosen) < n_images:
+        raise ValueError(
+            f"{source} has {len(chosen)} textured, distinct tiles of {size} pixels with seed {seed}, "
+            f"{n_images} were asked for: choose n_images up to {len(chosen)}, or add photographs"
+        )
+    return _of_photographs(chosen, photographs, source, seed, size)
+
+
+def _locate(source, size):
+    """The photographs of a source that may give a tile."""
     if source.startswith("folder:") and source != "folder:":
-        folder = Path(source.removeprefix("folder:")).expanduser()
-        table = _folder(folder)
-        small = len(table) < SMALL_FOLDER
-
-        def locate(row):
-            return folder / row.file
-    elif source in _table()["collection"].unique():
-        table = photographs(source)
-        table = table[table[["width", "height"]].min(axis=1) >= size].reset_index(drop=True)
-        small = False
-
-        def locate(row):
-            return wheels.find(row.package, row.file, row.sha256, row.version)
-    else:
+        folder = Path(os.path.expanduser(source.removeprefix("folder:")))
+        table, left_out = _folder(folder)
+        rows = list(table.itertuples(index=False))
+        return _Photographs(rows, lambda row: folder / row.file, len(rows) < SMALL_FOLDER, left_out)
+    if source not in _table()["collection"].unique():
         known = ", ".join(f'"{name}"' for name in ("rooms", *_table()["collection"].unique()))
         raise ValueError(f'unknown source "{source}": choose {known} or "folder:PATH"')
+    table = photographs(source)
+    shorter = table[["width", "height"]].min(axis=1)
+    if shorter.max() < size:
+        raise ValueError(f"no photograph of {source} has {size} pixels a side: choose size up to {shorter.max()}")
+    rows = list(table[shorter >= size].itertuples(index=False))
+    return _Photographs(rows, lambda row: shared.find(row.package, row.file, row.sha256, row.version), False, [])
 
-    rows = list(table.itertuples(index=False))
-    order = _shuffled(len(rows), seed)
-    batch = 2 * -(-n_images // max(len(rows), 1))  # tiles kept per opening: twice the even share
-    streams = {index: _tiles(locate, rows[index], size, crop, [seed, index], batch) for index in order}
+
+def _sample(photographs, n_images, size, seed, crop):
+    """Draw tiles, (index of the row, left, top, side, pixels) each, and say which files could not be used."""
+    rows, order = photographs.rows, _shuffled(len(photographs.rows), seed)
+    batch = 2 * -(-n_images // len(rows))  # tiles kept per opening: twice the even share
+    streams = {k: _tiles(photographs.path, rows[k], size, crop, [seed, k], batch) for k in order}
     broken = []
-    if small:
+    if photographs.all_read:
         for index, stream in sorted(streams.items()):
             try:
                 streams[index] = itertools.chain(list(itertools.islice(stream, 1)), stream)
@@ -132,9 +174,7 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
                 broken.append(str(error))
         if broken:
             raise ValueError("remove or replace what cannot be used: " + "; ".join(broken))
-
-    chosen = []
-    codes = np.empty((n_images, 128), bool)
+    chosen, codes = [], np.empty((SMALL_FOLDER, 128), bool)
     with tqdm(total=n_images, desc="tiles", delay=2, leave=False) as bar:
         while order and len(chosen) < n_images:
             giving = []
@@ -148,23 +188,22 @@ def load(source, n_images=48, size=64, seed=0, crop="tiles"):
                     streams.pop(index)
                     continue
                 giving.append(index)
-                left, top, side, pixels, code = tile
+                *box, pixels, code = tile
+                if len(chosen) == len(codes):
+                    codes = np.concatenate([codes, codes])
                 codes[len(chosen)] = code
-                chosen.append((index, left, top, side, pixels))
+                chosen.append((index, *box, pixels))
                 bar.update()
                 if len(chosen) == n_images:
                     break
             order = giving
-    if broken:
-        shown = "; ".join(sorted(broken)[:20]) + ("; ..." if len(broken) > 20 else "")
-        warnings.warn(f"{len(broken)} files left out of the sample: {shown}", stacklevel=2)
-    if len(chosen) < n_images:
-        raise ValueError(
-            f"{source} has {len(chosen)} textured, distinct tiles of {size} pixels with seed {seed}, "
-            f"{n_images} were asked for: choose n_images up to {len(chosen)}, or add photographs"
-        )
+    return chosen, broken
 
-    digests = {index: rows[index].sha256 or wheels.sha256(locate(rows[index])) for index, *_ in chosen}
+
+def _of_photographs(chosen, photographs, source, seed, size):
+    """Tiles of photographs, labelled as `load` describes."""
+    rows = photographs.rows
+    digests = {index: rows[index].sha256 or shared.sha256(photographs.path(rows[index])) for index, *_ in chosen}
     values = np.stack([_rgb(pixels) for *_, pixels in chosen])
     provenance = {name: [getattr(rows[index], name) for index, *_ in chosen] for name in _OF_FILE}
     provenance["sha256"] = [digests[index] for index, *_ in chosen]
@@ -177,7 +216,9 @@ def _rooms(n_images, size, seed):
     from support.bank import rooms
 
     if n_images > len(rooms.PROBE):
-        raise ValueError(f"rooms has {len(rooms.PROBE)} images, {n_images} were asked for")
+        raise ValueError(
+            f"rooms has {len(rooms.PROBE)} images, {n_images} were asked for: choose n_images up to {len(rooms.PROBE)}"
+        )
     indices = rooms.PROBE[:n_images]
     blocks = []
     for start in tqdm(indices[::ROOMS_AT_ONCE], unit_scale=ROOMS_AT_ONCE, desc="rooms", delay=2, leave=False):
@@ -210,7 +251,7 @@ def _labelled(values, provenance, source, seed, size):
     )
 
 
-def manifest(images):
+def manifest(images: xr.DataArray) -> pd.DataFrame:
     """Where each tile of a probe comes from.
 
     Parameters
@@ -225,16 +266,23 @@ def manifest(images):
 
     Raises
     ------
+    TypeError
+        No DataArray.
     ValueError
         `images` lacks one of these coordinates.
+
+    Examples
+    --------
+    >>> manifest(load("rooms", n_images=2, size=16))["side"].tolist()
+    [16, 16]
     """
-    missing = [name for name in PROVENANCE if name not in images.coords]
+    missing = [name for name in PROVENANCE if name not in labels.named(images, "images").coords]
     if missing:
         raise ValueError(f"images lack {', '.join(missing)}: pass what probe.load returned, or a selection of it")
     return pd.DataFrame({name: np.atleast_1d(images[name].values) for name in PROVENANCE})
 
 
-def photographs(collection=None):
+def photographs(collection: str | None = None) -> pd.DataFrame:
     """Table of the photographs that ship in installed packages; no file is opened.
 
     Parameters
@@ -255,17 +303,20 @@ def photographs(collection=None):
         Unknown collection.
     FileNotFoundError
         The table is not there.
+
+    Examples
+    --------
+    >>> len(photographs("photos"))
+    27
     """
     table = _table()
     if collection is None:
         return table
-    known = list(table["collection"].unique())
-    if collection not in known:
-        raise ValueError(f'unknown collection "{collection}": choose {" or ".join(known)}')
+    labels.choice(collection, "collection", table["collection"].unique())
     return table[table["collection"] == collection].reset_index(drop=True)
 
 
-def photograph(file, folder=None):
+def photograph(file: str, folder: str | Path | None = None) -> np.ndarray:
     """One whole photograph, from an installed package or from a folder.
 
     Parameters
@@ -286,6 +337,11 @@ def photograph(file, folder=None):
         No such photograph in the table, the installed file is not the one in the table, or it cannot be decoded.
     FileNotFoundError
         The package is not installed; the message gives the command. Or there is no such file in the folder.
+
+    Examples
+    --------
+    >>> photograph("astronaut.png").shape
+    (512, 512, 3)
     """
     if folder is not None:
         path = Path(folder) / file
@@ -298,7 +354,7 @@ def photograph(file, folder=None):
         names = ", ".join(name.rsplit("/")[-1] for name in table["file"])
         raise ValueError(f'no photograph "{file}": choose one of {names}')
     row = match.iloc[0]
-    return _rgb(np.asarray(_read(wheels.find(row.package, row.file, row.sha256, row.version), 1)))
+    return _rgb(np.asarray(_read(shared.find(row.package, row.file, row.sha256, row.version), 1)))
 
 
 def _table():
@@ -309,22 +365,35 @@ def _table():
 
 
 def _folder(folder):
-    """Table of a folder's images, sorted by relative name, with the columns of `photographs` that `load` needs."""
-    if not folder.is_dir():
+    """Table of a folder's images, sorted by relative name, with the columns that `load` needs; and what is left out."""
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"no folder {folder}: check the path after folder:")
-    files = []
-    for place, folders, names in os.walk(folder):
+    files, left_out = [], []
+
+    def unreadable(error):
+        if error.filename == str(folder):
+            raise PermissionError(f"the folder {folder} cannot be read ({error.strerror}): change its permissions")
+        left_out.append(f"{error.filename} cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(folder)
-        files += [
-            (relative / name).as_posix()
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+        links = [path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path)]
+        left_out += [f"{path} is a link to a folder: name that folder itself" for path in links]
+        for name in names:
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+                continue
+            if os.path.isfile(path := os.path.join(place, name)):
+                files.append(Path(path).relative_to(folder).as_posix())
+            else:
+                left_out.append(f"{path} is no regular file")
     if not files:
-        raise ValueError(f"no images in {folder}: looked for {', '.join(SUFFIXES)} in it and in the folders below it")
+        raise ValueError(
+            f"no images in {folder}: looked for {', '.join(SUFFIXES)} in it and in the folders below it"
+            + "; left out: " * bool(left_out)
+            + "; ".join(left_out[:20])
+        )
     table = pd.DataFrame({"file": sorted(files)})
-    return table.assign(package=str(folder), sha256="", licence="not stated", author="", label=-1)
+    return table.assign(package=str(folder), sha256="", licence="not stated", author="", label=-1), left_out
 
 
 def _shuffled(count, seed):
@@ -336,12 +405,14 @@ def _shuffled(count, seed):
 def _read(path, size):
     """Decode an image: Pillow, mode RGB, or F with grey values of 0 to 255 for 16 bits, upright, opaque."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             shorter = min(image.size)
             if shorter >= size:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _plain(upright)
+    except UnidentifiedImageError as error:
+        raise _Unreadable(f"{path} is no {', '.join(FORMATS)} file, or its beginning is damaged") from error
     except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         raise _Unreadable(f"{path} cannot be read ({error})") from error
     raise _Unreadable(

@@ -1,12 +1,12 @@
 """How good a ranking of sources is: precision, recall, rank correlation, the yardsticks and their intervals."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from support import oracle
+from support import labels, oracle
 
 
 class Interval(NamedTuple):
@@ -17,7 +17,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def precision_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
+def precision_at_k(
+    affinity: xr.DataArray, truth: xr.DataArray, k: int = 3, n_relevant: int = 5, mean: bool = True
+) -> float | xr.DataArray:
     """Share of relevant sources among the k best that a score proposes: P@K of Song et al. (2019), Section 4.2.
 
     Every target of `truth` is a query. Candidates are the sources that both arrays have, without the target's own
@@ -44,14 +46,22 @@ def precision_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
 
     Raises
     ------
-    ValueError
-        Other dimensions, a name that occurs twice, a target that `affinity` lacks, no source in common, a score of a
-        candidate that is not finite (source and target are named), or k or n_relevant out of range.
+    TypeError, ValueError
+        As for `labels.matrix`, but for the scores of own models, a target that `affinity` lacks, no source in common,
+        or a k or n_relevant that is no whole number in its range.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> precision_at_k(truth, truth, k=3), precision_at_k(-truth, truth, k=3)
+    (1.0, 0.0)
     """
     return _averaged(_hits(affinity, truth, k, n_relevant) / k, f"precision at {k}", mean)
 
 
-def recall_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
+def recall_at_k(
+    affinity: xr.DataArray, truth: xr.DataArray, k: int = 3, n_relevant: int = 5, mean: bool = True
+) -> float | xr.DataArray:
     """Share of the relevant sources that are among the k best that a score proposes: R@K, as `precision_at_k`.
 
     Parameters
@@ -66,13 +76,19 @@ def recall_at_k(affinity, truth, k=3, n_relevant=5, mean=True):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As for `precision_at_k`.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> round(recall_at_k(truth, truth, k=3), 6)
+    0.6
     """
     return _averaged(_hits(affinity, truth, k, n_relevant) / n_relevant, f"recall at {k}", mean)
 
 
-def spearman(affinity, truth, mean=True):
+def spearman(affinity: xr.DataArray, truth: xr.DataArray, mean: bool = True) -> float | xr.DataArray:
     """Spearman rank correlation of a score with the truth, over the candidates of each target.
 
     Parameters
@@ -87,14 +103,20 @@ def spearman(affinity, truth, mean=True):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As for `precision_at_k`, or a target whose candidates all have the same score, or of which there is only one.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> round(spearman(-truth, truth), 6)
+    -1.0
     """
     scores, wanted, usable = _candidates(affinity, truth)
     values = []
     for column, target in enumerate(wanted.target.values):
         one, other = (matrix.values[usable[:, column], column] for matrix in (scores, wanted))
-        if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        if (one == one[0]).all() or (other == other[0]).all():
             raise ValueError(
                 f"the candidates for {target} have all the same score, so that none is first: leave it out"
             )
@@ -102,7 +124,7 @@ def spearman(affinity, truth, mean=True):
     return _averaged(xr.DataArray(values, wanted.target.coords), "Spearman rank correlation", mean)
 
 
-def chance(n_sources, n_relevant):
+def chance(n_sources: int, n_relevant: int) -> float:
     """Expected precision of a ranking at random.
 
     The number of relevant sources among k drawn without replacement is hypergeometric with the mean
@@ -123,15 +145,19 @@ def chance(n_sources, n_relevant):
 
     Raises
     ------
-    ValueError
-        `n_relevant` is not in 1 … `n_sources`.
+    TypeError, ValueError
+        `n_relevant` is not a whole number in 1 … `n_sources`.
+
+    Examples
+    --------
+    >>> round(chance(19, 5), 3)
+    0.263
     """
-    if not 1 <= n_relevant <= n_sources:
-        raise ValueError(f"n_relevant is {n_relevant}, expected 1 to {n_sources}, the number of sources")
-    return n_relevant / n_sources
+    n_sources = labels.count(n_sources, "n_sources")
+    return labels.count(n_relevant, "n_relevant", 1, n_sources) / n_sources
 
 
-def popularity(truth):
+def popularity(truth: xr.DataArray) -> xr.DataArray:
     """Score of a source for a target that knows nothing about the target: how well the source serves the others.
 
     The mean over the other targets of 1 / (1 + priority), the reciprocal of the source's rank in a list that the
@@ -153,8 +179,14 @@ def popularity(truth):
 
     Raises
     ------
-    ValueError
-        Other dimensions, a name that occurs twice, a score that is not finite, or a source that no other target ranks.
+    TypeError, ValueError
+        As for `precision_at_k`, or a source that no other target ranks.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> round(precision_at_k(popularity(truth), truth, k=1), 2)
+    0.61
     """
     truth, _, own_left_out = _candidates(truth, truth, "truth")
     gains = 1 / (1 + oracle.priority(truth.where(own_left_out)).values)
@@ -169,7 +201,7 @@ def popularity(truth):
         return truth.copy(data=(sums - gains) / others).rename("popularity").assign_attrs(long_name="popularity")
 
 
-def symmetrised(truth):
+def symmetrised(truth: xr.DataArray) -> xr.DataArray:
     """Mean of the scores of both directions of transfer: what a symmetric score can be hoped to reach.
 
     Attribution distance and the similarities of representations are symmetric, transfer is not. Ranking by this matrix
@@ -189,17 +221,24 @@ def symmetrised(truth):
 
     Raises
     ------
-    ValueError
-        Other dimensions, a name that occurs twice, or a score that is not finite outside the own models.
+    TypeError, ValueError
+        As for `precision_at_k`.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b", "c"], "target": ["a", "b"]}
+    >>> truth = xr.DataArray([[np.nan, 1.0], [3.0, np.nan], [5.0, 6.0]], names, ("source", "target"))
+    >>> symmetrised(truth).values.tolist()
+    [[nan, 2.0], [2.0, nan], [5.0, 6.0]]
     """
     truth, _, own_left_out = _candidates(truth, truth, "truth")
     truth = truth.where(own_left_out)
     back = truth.rename(source="target", target="source").reindex_like(truth).transpose("source", "target")
-    mean = np.where(np.isfinite(back), (truth + back) / 2, truth)
+    mean = np.where(np.isfinite(back), truth / 2 + back / 2, truth)
     return truth.copy(data=mean).rename("symmetrised").assign_attrs(long_name="mean of both directions of transfer")
 
 
-def correlation_priority_curve(correlation, truth, mean=True):
+def correlation_priority_curve(correlation: xr.DataArray, truth: xr.DataArray, mean: bool = True) -> xr.DataArray:
     """How correlated representations are, against the priority of the source for the target.
 
     The correlation-priority curve of Song et al. (2019), Section 4.2: every target orders its sources, and the
@@ -224,8 +263,14 @@ def correlation_priority_curve(correlation, truth, mean=True):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As for `precision_at_k`.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> correlation_priority_curve(truth, truth).values[:3].tolist()
+    [18.0, 17.0, 16.0]
     """
     values, order, usable = _candidates(correlation, truth, "correlation")
     places = _order(order, usable)[: usable.sum(axis=0).min()]
@@ -239,7 +284,7 @@ def correlation_priority_curve(correlation, truth, mean=True):
     return curve.mean("target", keep_attrs=True) if mean else curve
 
 
-def regret(affinity, losses, k=1, mean=True):
+def regret(affinity: xr.DataArray, losses: xr.DataArray, k: int = 1, mean: bool = True) -> float | xr.DataArray:
     """How much worse than the best source the chosen one is, as a share of what a choice at random costs.
 
     With L(s) the mean test loss after transfer from a source s, and the choice s* the best of the k sources that the
@@ -264,14 +309,22 @@ def regret(affinity, losses, k=1, mean=True):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As for `precision_at_k`, or a target for which all sources have the same loss.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b", "c"], "target": ["t"]}
+    >>> losses = xr.DataArray([[1.0], [2.0], [6.0]], names, ("source", "target"))
+    >>> regret(-losses, losses), regret(losses, losses)
+    (0.0, 2.5)
     """
-    if "image" in losses.dims:
-        losses = losses.mean("image")
-    scores, gains, usable = _candidates(affinity, -losses)
-    if not 1 <= k <= usable.sum(axis=0).min():
-        raise ValueError(f"k is {k}, expected 1 to {usable.sum(axis=0).min()}, the number of candidates of a target")
+    if "image" in getattr(losses, "dims", ()):
+        per_image = labels.labelled(losses, "losses", ("source", "target", "image"), others=("image",))
+        losses = per_image.mean("image", skipna=False)
+    losses = labels.labelled(losses, "losses", ("source", "target"))
+    scores, gains, usable = _candidates(affinity, -losses, truth_is="minus the losses")
+    k = labels.count(k, "k", 1, int(usable.sum(axis=0).min()))
     cost = np.where(usable, -gains.values, np.nan)
     chosen = np.take_along_axis(cost, _order(scores, usable)[:k], axis=0).min(axis=0)
     best, typical = np.nanmin(cost, axis=0), np.nanmean(cost, axis=0)
@@ -280,7 +333,7 @@ def regret(affinity, losses, k=1, mean=True):
     return _averaged(xr.DataArray((chosen - best) / (typical - best), gains.target.coords), "regret", mean)
 
 
-def assignment_regret(affinity, truth, budget):
+def assignment_regret(affinity: xr.DataArray, truth: xr.DataArray, budget: int) -> float:
     """What a budgeted choice of sources loses when it is made with a predicted score instead of the measured one.
 
     The integer program of Zamir et al. (2018), Section 3.4, needs scores of all targets on one scale, which a predicted
@@ -304,21 +357,71 @@ def assignment_regret(affinity, truth, budget):
 
     Raises
     ------
-    ValueError
-        As for `precision_at_k` and `oracle.select_sources`, a target that is no source, or a budget out of range.
+    TypeError, ValueError
+        As for `precision_at_k` and `oracle.select_sources`, a target that is no source, a budget out of range, or
+        scores for which every choice is worth the same.
+
+    Examples
+    --------
+    >>> names = ["a", "b", "c", "d"]
+    >>> values = [[0, 3, 3, 1], [3, 0, 2, 2], [2, 2, 0, 3], [1, 1, 1, 0]]
+    >>> truth = xr.DataArray(values, {"source": names, "target": names}, ("source", "target"))
+    >>> assignment_regret(truth, truth, budget=1)
+    0.0
     """
     scores, truth, usable = _candidates(affinity, truth)
     truth, scores = truth.where(usable), scores.where(usable)
     sources = truth.source.values.tolist()
-    if usable.all(axis=0).any() or not 1 <= budget < len(sources):
-        raise ValueError(f"budget is {budget} of {len(sources)} sources, of which every target must be one")
+    if usable.all(axis=0).any():
+        raise ValueError("every target must be one of the sources, whose own network it may keep: leave the others out")
+    budget = labels.count(budget, "budget", 1, len(sources) - 1)
     predicted = oracle.select_sources(1 / (1 + oracle.priority(scores)), budget)
     worth = truth.fillna(truth.max("source"))  # full supervision is taken to be as good as the best transfer
     achieved = sum(float(worth.sel(source=s, target=t)) for t, s in predicted.to_series().items())
     best = oracle.select_sources(truth, budget).attrs["total"]
     share = budget / len(sources)
     random = float((share * truth.max("source") + (1 - share) * truth.mean("source")).sum())
+    if not labels.varies(np.array([best, random])):
+        raise ValueError("every choice of sources is worth the same, so that none can be wrong")
     return (best - achieved) / (best - random)
+
+
+def p_value(found: Any) -> float:
+    """One-sided p-value of a permutation test: the share of the values that are at least as large as the first.
+
+    The first is the value of the data as given and counts among the permutations, so that the share is never 0
+    (Phipson and Smyth 2010). Values that differ by rounding only are equally large.
+
+    Parameters
+    ----------
+    found : array, (permutation,)
+        The statistic: of the data as given, then of every permutation.
+
+    Returns
+    -------
+    float
+        In (0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        No real numbers, another number of axes, none, or a value that is not finite.
+
+    Examples
+    --------
+    >>> p_value([0.5, 0.1, 0.5, 0.9])
+    0.75
+    """
+    found = labels.real(found, "the statistic")
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"the statistic has the shape {found.shape}, expected (permutation,), the given one first")
+    labels.finite(found, "the statistic", {"permutation": None})
+    return float((found >= found[0] - 1e-12 * np.abs(found).max()).mean())
+
+
+def _permutations(n_permutations, seed):
+    """How many permutations are drawn, and the generator that draws them."""
+    return labels.count(n_permutations, "n_permutations"), np.random.default_rng(labels.count(seed, "seed", 0))
 
 
 class Mantel(NamedTuple):
@@ -328,7 +431,9 @@ class Mantel(NamedTuple):
     p_value: float
 
 
-def mantel(first, second, ranks=False, n_permutations=9_999, seed=0):
+def mantel(
+    first: xr.DataArray, second: xr.DataArray, ranks: bool = False, n_permutations: int = 9_999, seed: int = 0
+) -> Mantel:
     """Mantel's test: do two matrices of the same models say alike which pairs are near?
 
     Mantel, "The detection of disease clustering and a generalized regression approach", Cancer Research 27 (1967). The
@@ -353,31 +458,36 @@ def mantel(first, second, ranks=False, n_permutations=9_999, seed=0):
 
     Raises
     ------
-    ValueError
-        Not the same models on all axes, fewer than four, a matrix that is not symmetric and finite outside its
-        diagonal, or one whose pairs are all alike.
+    TypeError, ValueError
+        As for `labels.matrix`, not the same models on all axes, fewer than four, a matrix whose pairs are all alike, or
+        a number that is no whole one.
+
+    Examples
+    --------
+    >>> names, values = list("abcdef"), np.random.default_rng(0).normal(size=(6, 6))
+    >>> near = xr.DataArray(values + values.T, {"source": names, "target": names}, ("source", "target"))
+    >>> mantel(near, 1e200 * near).p_value < 0.01
+    True
     """
-    names = first.source.values.tolist()
-    if len(names) < 4 or any(
-        sorted(m[a].values) != sorted(names) for m in (first, second) for a in ("source", "target")
-    ):
-        raise ValueError("Mantel's test needs two matrices of the same models, at least four")
+    n_permutations, rng = _permutations(n_permutations, seed)
+    first = labels.matrix(first, "the first matrix", missing="own", symmetric=True, fewest=4)
+    second = labels.matrix(second, "the second matrix", missing="own", symmetric=True, fewest=4)
+    names = first.source.values
+    if set(names.tolist()) != set(second.source.values.tolist()):
+        raise ValueError("Mantel's test needs two matrices of the same models: select what both have")
     upper = np.triu_indices(len(names), 1)
     matrices = []
-    for matrix in (first, second):
-        values = matrix.sel(source=names, target=names).transpose("source", "target").values.astype(np.float64)
-        if not np.isfinite(values[upper]).all() or not np.allclose(values[upper], values.T[upper]):
-            raise ValueError("Mantel's test needs symmetric matrices of finite numbers")
-        pairs = stats.rankdata(values[upper]) if ranks else values[upper]
-        if np.ptp(pairs) == 0:
-            raise ValueError("all pairs of one matrix are equally near, so that it has no correlation with another")
-        square = np.zeros_like(values)
+    for which, matrix in (("first", first), ("second", second)):
+        pairs = matrix.sel(source=names, target=names).values[upper]
+        if not labels.varies(pairs):
+            raise ValueError(f"all pairs of the {which} matrix are equally near, so that it has no correlation")
+        pairs = stats.rankdata(pairs) if ranks else pairs / np.abs(pairs).max()
+        square = np.zeros((len(names), len(names)))
         square[upper] = (pairs - pairs.mean()) / np.linalg.norm(pairs - pairs.mean())
         matrices.append(square + square.T)
-    rng = np.random.default_rng(seed)
     orders = np.array([np.arange(len(names)), *(rng.permutation(len(names)) for _ in range(n_permutations))])
     found = matrices[0][orders[:, upper[0]], orders[:, upper[1]]] @ matrices[1][upper]
-    return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
+    return Mantel(float(np.clip(found[0], -1, 1)), p_value(found))
 
 
 class Cohesion(NamedTuple):
@@ -388,16 +498,15 @@ class Cohesion(NamedTuple):
     p_value: float
 
 
-def cohesion(affinity, members, n_permutations=9_999, seed=0):
+def cohesion(affinity: xr.DataArray, members: Any, n_permutations: int = 9_999, seed: int = 0) -> Cohesion:
     """Are the models of a group nearer to each other than to the others? A permutation test.
 
     Parameters
     ----------
     affinity : xarray.DataArray
-        (source, target), symmetric, the same models on both axes in one order, higher is nearer; the diagonal does not
-        count.
+        (source, target), symmetric, the same models on both axes, higher is nearer; the diagonal does not count.
     members : array of bool, (model,)
-        Which models are of the group: two at least, and not all.
+        Which models are of the group, in the order of the sources: two at least, and not all.
     n_permutations : int, default 9,999
         Number of groups of that size drawn at random from all models.
     seed : int, default 0
@@ -412,24 +521,33 @@ def cohesion(affinity, members, n_permutations=9_999, seed=0):
 
     Raises
     ------
-    ValueError
-        Other axes, a matrix that is not symmetric, fewer than two members or none outside.
+    TypeError, ValueError
+        As for `labels.matrix`, members that are not true or false, fewer than two of them or none outside.
+
+    Examples
+    --------
+    >>> names, values = list("abcd"), np.kron(np.eye(2), np.ones((2, 2)))
+    >>> near = xr.DataArray(values, {"source": names, "target": names}, ("source", "target"))
+    >>> cohesion(near, [True, True, False, False])[:2]
+    (1.0, 0.0)
     """
-    values, members = affinity.values * (1 - np.eye(len(affinity))), np.asarray(members, bool)
-    if affinity.source.values.tolist() != affinity.target.values.tolist() or not np.allclose(values, values.T):
-        raise ValueError("cohesion needs a symmetric matrix of the same models on both axes, in one order")
+    n_permutations, rng = _permutations(n_permutations, seed)
+    values = labels.matrix(affinity, "affinity", missing="own", symmetric=True).values
+    values = np.where(np.eye(len(values), dtype=bool), 0, values)
+    members = np.asarray(members)
+    if members.dtype != bool or members.shape != (len(values),):
+        raise TypeError(f"members is {members.dtype} {members.shape}: give true or false for each of the {len(values)}")
     n, rest = members.sum(), (~members).sum()
-    if members.shape != (len(values),) or n < 2 or rest < 1:
+    if n < 2 or rest < 1:
         raise ValueError("a group has two members at least, and some model does not belong to it")
-    rng = np.random.default_rng(seed)
+    scale = np.abs(values).max() or 1.0
     groups = np.array([members, *(rng.permutation(members) for _ in range(n_permutations))], float)
-    near = groups @ values
+    near = groups @ (values / scale)
     inside, between = (near * groups).sum(1) / (n * (n - 1)), (near * (1 - groups)).sum(1) / (n * rest)
-    gain = inside - between
-    return Cohesion(float(inside[0]), float(between[0]), float((gain >= gain[0] - 1e-12).mean()))
+    return Cohesion(float(inside[0] * scale), float(between[0] * scale), p_value(inside - between))
 
 
-def agreement_test(first, second, n_permutations=9_999, seed=0):
+def agreement_test(first: xr.DataArray, second: xr.DataArray, n_permutations: int = 9_999, seed: int = 0) -> Mantel:
     """Do two oracles of the same tasks agree better than if the tasks of one of them had been given other names?
 
     The measure is that of `spearman`: the rank correlation of a target's sources, as a mean over the targets. Under
@@ -456,12 +574,20 @@ def agreement_test(first, second, n_permutations=9_999, seed=0):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         Not the same tasks in both, a target that is no source, fewer than four targets, or as for `spearman`.
+
+    Examples
+    --------
+    >>> truth = oracle.load("taskonomy")
+    >>> agreement_test(truth, truth, n_permutations=99)
+    Mantel(correlation=1.0, p_value=0.01)
     """
+    n_permutations, rng = _permutations(n_permutations, seed)
+    first, second = (labels.labelled(m, w, ("source", "target")) for m, w in ((first, "first"), (second, "second")))
     if any(set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in ("source", "target")):
         raise ValueError("the test needs two oracles of the same tasks: select what both have")
-    first, second, usable = _candidates(first, second, "first")
+    first, second, usable = _candidates(first, second, "first", "second")
     sources, targets = first.source.values.tolist(), first.target.values.tolist()
     if len(targets) < 4 or usable.all(axis=0).any():
         raise ValueError("the test needs at least four targets, each of them one of the sources")
@@ -475,17 +601,16 @@ def agreement_test(first, second, n_permutations=9_999, seed=0):
         ranks.append(np.nan_to_num(values / norms))
     rows = np.array([sources.index(target) for target in targets])
     alone = np.setdiff1d(np.arange(len(sources)), rows)
-    rng = np.random.default_rng(seed)
     found = np.empty(n_permutations + 1)
     for number in range(n_permutations + 1):
         columns = rng.permutation(len(targets)) if number else np.arange(len(targets))
         order = np.empty(len(sources), int)
         order[rows], order[alone] = rows[columns], rng.permutation(alone) if number else alone
         found[number] = (ranks[0] * ranks[1][order[:, None], columns]).sum() / len(targets)
-    return Mantel(float(found[0]), float((found >= found[0] - 1e-12).mean()))
+    return Mantel(float(np.clip(found[0], -1, 1)), p_value(found))
 
 
-def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
+def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of one score per target, and its percentile bootstrap interval.
 
     Targets are drawn with replacement. Where there are further dimensions, such as the seeds of several banks, each is
@@ -510,15 +635,22 @@ def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
 
     Raises
     ------
-    ValueError
-        No values, no dimension, a value that is not finite, or a level outside (0, 1).
+    TypeError, ValueError
+        No values, no dimension, a value that is no finite number (its place is named), a level outside (0, 1), or a
+        number of draws or seed that is no whole number.
+
+    Examples
+    --------
+    >>> bootstrap([0.2, 0.4, 0.6, 0.8], n_resamples=1000).mean
+    0.5
     """
-    data = np.asarray(values, dtype=np.float64)
-    if not data.ndim or not data.size or not np.isfinite(data).all():
-        raise ValueError("bootstrap needs at least one value per target, all of them finite")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, expected a share inside (0, 1), such as 0.95")
-    rng = np.random.default_rng(seed)
+    data = labels.real(values, "the score")
+    if not data.ndim or not data.size:
+        raise ValueError(f"bootstrap needs at least one value per target, not the shape {data.shape}")
+    named = [(str(axis), values[axis].values) for axis in getattr(values, "dims", ())]
+    labels.finite(data, "the score", dict(named or ((f"axis {axis}, place", None) for axis in range(data.ndim))))
+    level, n_resamples = labels.share(level, "level"), labels.count(n_resamples, "n_resamples")
+    rng = np.random.default_rng(labels.count(seed, "seed", 0))
     means = np.broadcast_to(data, (n_resamples, *data.shape))
     for length in data.shape:
         shares = rng.multinomial(length, np.full(length, 1 / length), size=n_resamples) / length
@@ -527,7 +659,9 @@ def bootstrap(values, level=0.95, n_resamples=10_000, seed=0):
     return Interval(float(data.mean()), float(low), float(high))
 
 
-def paired_bootstrap(first, second, level=0.95, n_resamples=10_000, seed=0):
+def paired_bootstrap(
+    first: xr.DataArray, second: xr.DataArray, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+) -> Interval:
     """Mean difference of two methods on the same targets, and its bootstrap interval.
 
     Every draw takes the same targets for both methods, so that what makes a target hard for both cancels.
@@ -546,51 +680,49 @@ def paired_bootstrap(first, second, level=0.95, n_resamples=10_000, seed=0):
 
     Raises
     ------
-    ValueError
-        The two do not have the same dimensions and names, or as for `bootstrap`.
+    TypeError, ValueError
+        The two do not have the same dimensions and names, a name is missing or occurs twice, or as for `bootstrap`.
+
+    Examples
+    --------
+    >>> first = xr.DataArray([0.6, 0.4], {"target": ["a", "b"]}, ("target",))
+    >>> second = xr.DataArray([0.3, 0.4], {"target": ["b", "a"]}, ("target",))
+    >>> round(paired_bootstrap(first, second).mean, 6)
+    0.15
     """
-    if set(first.dims) != set(second.dims) or any(
-        set(first[name].values.tolist()) != set(second[name].values.tolist()) for name in first.dims
+    both = [(first, "the first"), (second, "the second")]
+    axes, others = (list(labels.named(values, what).dims) for values, what in both)
+    if set(axes) == set(others):
+        first, second = (labels.labelled(values, what, axes) for values, what in both)
+    if set(axes) != set(others) or any(
+        set(first[axis].values.tolist()) != set(second[axis].values.tolist()) for axis in axes
     ):
         raise ValueError(
             f"the two methods are not measured on the same targets, {dict(first.sizes)} and {dict(second.sizes)}: "
             "select what both have"
         )
-    second = second.sel({name: first[name].values for name in first.dims}).transpose(*first.dims)
-    return bootstrap(first.values - second.values, level, n_resamples, seed)
+    second = second.sel({axis: first[axis].values for axis in axes})
+    return bootstrap(first.copy(data=first.values - second.values), level, n_resamples, seed)
 
 
-def _candidates(affinity, truth, first="affinity"):
+def _candidates(affinity, truth, first="affinity", truth_is="truth"):
     """Scores and truth, (source, target) with sources in alphabetical order, and the mask of what is to be ranked."""
-    given = ((first, affinity), ("truth", truth))
-    for what, matrix in given:
-        if set(matrix.dims) != {"source", "target"}:
-            raise ValueError(f"{what} has the dimensions {matrix.dims}, expected source and target")
-        for axis in ("source", "target"):
-            names = matrix[axis].values.tolist()
-            twice = sorted({str(name) for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what} has the {axis} {', '.join(twice)} more than once")
+    affinity = labels.labelled(affinity, first, ("source", "target"))
+    truth = labels.labelled(truth, truth_is, ("source", "target"))
     targets = truth.target.values.tolist()
-    missing = sorted(set(targets) - set(affinity.target.values.tolist()))
-    if missing or not targets:
+    missing = sorted(map(str, set(targets) - set(affinity.target.values.tolist())))
+    if missing:
         raise ValueError(
-            f"{first} lacks the targets {', '.join(map(str, missing))}: score them too, or leave them out of truth"
-            if missing
-            else "truth has no target"
+            f"{first} lacks the targets {', '.join(missing)}: score them too, or leave them out of {truth_is}"
         )
-    sources = sorted(set(affinity.source.values.tolist()) & set(truth.source.values.tolist()))
+    sources = sorted(set(affinity.source.values.tolist()) & set(truth.source.values.tolist()), key=str)
     usable = np.array([[source != target for target in targets] for source in sources], bool)
     if not len(sources) or not usable.any(axis=0).all():
-        raise ValueError(f"{first} and truth have no source in common that is not the target itself")
+        raise ValueError(f"{first} and {truth_is} have no source in common that is not the target itself")
     aligned = []
-    for what, matrix in given:
-        matrix = matrix.sel(source=sources, target=targets).transpose("source", "target").astype(np.float64)
-        for source, target in np.argwhere(usable & ~np.isfinite(matrix.values))[:1]:
-            raise ValueError(
-                f"{what} of source {sources[source]} for target {targets[target]} is {matrix.values[source, target]}: "
-                "only a target's own model may be without a score"
-            )
+    for what, matrix in ((first, affinity), (truth_is, truth)):
+        matrix = matrix.sel(source=sources, target=targets)
+        labels.finite(matrix.values, what, {"source": sources, "target": targets}, ~usable)
         aligned.append(matrix)
     return *aligned, usable
 
@@ -602,11 +734,10 @@ def _order(matrix, usable):
 
 def _hits(affinity, truth, k, n_relevant):
     affinity, truth, usable = _candidates(affinity, truth)
-    n_candidates = int(usable.sum(axis=0).min())
+    n_candidates = int(usable.sum(axis=0).min())  # of the target that has the fewest
     chosen = {}
     for what, matrix, number in (("k", affinity, k), ("n_relevant", truth, n_relevant)):
-        if not 1 <= number <= n_candidates:
-            raise ValueError(f"{what} is {number}, expected 1 to {n_candidates}, the number of candidates of a target")
+        number = labels.count(number, what, 1, n_candidates)
         chosen[what] = np.zeros(matrix.shape, bool)
         np.put_along_axis(chosen[what], _order(matrix, usable)[:number], True, axis=0)
     return xr.DataArray((chosen["k"] & chosen["n_relevant"]).sum(axis=0), truth.target.coords)

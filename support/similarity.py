@@ -1,19 +1,26 @@
 """How alike the representations of two networks are: SVCCA, linear CKA, RSA and duality diagram similarity."""
 
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
+from support import labels
+
 SAMPLES_PER_DIRECTION = 5  # with fewer, canonical correlations are high for any two representations
 FEWEST_SAMPLES = 4
 SHIFTS = 12  # numbers of places by which `chance` moves the images on
 MOST_SAMPLES = 4096  # of RSA and duality diagrams, which hold a value for every two samples
+HIGH_CHANCE = 0.5  # CKA of shuffled samples from which on a warning says so
 
 
-def svcca(x, y, variance=0.99):
+def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
     """Singular vector canonical correlation analysis.
 
     Raghu et al. (2017), Section 2: both representations are centred and reduced to the smallest number of singular
@@ -36,16 +43,22 @@ def svcca(x, y, variance=0.99):
 
     Raises
     ------
-    ValueError
-        Not two dimensions, different or fewer than 4 samples, values that are not finite, the same features for all
-        samples, `variance` out of range, or fewer than 5 samples per kept direction (the message says how many are
-        needed).
+    TypeError, ValueError
+        No real numbers, not two dimensions, different or fewer than 4 samples, values that are not finite or beyond
+        ±1e304, the same features for all samples, `variance` out of range, or fewer than 5 samples per kept direction
+        (the message says how many are needed).
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(60, 3))
+    >>> round(svcca(x, 1e-200 * x[:, ::-1] + 5e-200), 6)
+    1.0
     """
-    _check_variance(variance)
-    return _pair(x, y, lambda values, name: _basis(values, name, variance), _mean_correlation)
+    variance = labels.share(variance, "variance", closed=True)
+    return _pair(x, y, partial(_basis, variance=variance), _mean_correlation)
 
 
-def cka(x, y):
+def cka(x: Any, y: Any) -> float:
     """Linear centred kernel alignment.
 
     Kornblith et al. (2019), Section 3, equation (5): ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) in Frobenius norms, X and Y centred; the
@@ -63,14 +76,26 @@ def cka(x, y):
 
     Raises
     ------
-    ValueError
-        Not two dimensions, different or fewer than 4 samples, values that are not finite, or the same features for all
-        samples.
+    TypeError, ValueError
+        As for `svcca`, but for `variance` and the number of samples, of which 4 are enough.
+
+    Warns
+    -----
+    UserWarning
+        So few samples that CKA is high for any two representations: with the samples of one shuffled it would be above
+        0.5 on average. The mean over all orders is √(d_x d_y) / (samples − 1), where d = (tr K)² / ‖K‖² is the number
+        of directions that a centred Gram matrix K spreads over; the warning looks at one representation at a time.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(60, 3))
+    >>> round(cka(x, 1e200 * x), 6)
+    1.0
     """
     return _pair(x, y, _factor, _alignment)
 
 
-def rsa(x, y):
+def rsa(x: Any, y: Any) -> float:
     """Representational similarity analysis.
 
     Kriegeskorte et al. (2008): the dissimilarity of two samples is 1 − Pearson's correlation of their features; the
@@ -89,15 +114,20 @@ def rsa(x, y):
 
     Raises
     ------
-    ValueError
-        Not two dimensions, different, fewer than 4 or more than 4096 samples, values that are not finite, the same
-        features for all samples, a sample whose features are all equal (it has no correlation), or dissimilarities
-        that are all equal.
+    TypeError, ValueError
+        As for `cka`, more than 4096 samples, a sample whose features are all equal (it has no correlation), or
+        dissimilarities that are all equal.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> round(rsa(x, 1 + 2 * x), 6)
+    1.0
     """
-    return _pair(x, y, _ranks, np.dot)
+    return _pair(x, y, _ranks, _product)
 
 
-def dds(x, y):
+def dds(x: Any, y: Any) -> float:
     """Duality diagram similarity.
 
     Dwivedi et al. (2020), in the variant that did best on Taskonomy there: features brought to mean 0 and variance 1
@@ -116,60 +146,95 @@ def dds(x, y):
 
     Raises
     ------
-    ValueError
-        Not two dimensions, different, fewer than 4 or more than 4096 samples, values that are not finite, the same
-        features for all samples, or samples that are all equally far from each other.
+    TypeError, ValueError
+        As for `cka`, more than 4096 samples, or samples that are all equally far from each other.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> round(dds(x, x * [1, 1e-100, 1e100]), 6)
+    1.0
     """
-    return _pair(x, y, _centred_kernel, np.dot)
+    return _pair(x, y, _centred_kernel, _product)
 
 
-def samples(representations, kind, grid=None):
+def samples(representations: Any, kind: str, grid: tuple[int, int] | None = None) -> np.ndarray:
     """Bring the representations of one network into the form (samples, features).
 
     Parameters
     ----------
     representations : array
         (image, channel, y, x), or (image, features), which have no positions: each image is one sample then.
-    kind : {"images", "positions"}
+    kind : {"images", "positions", "maps"}
         Each image is a sample with channel · y · x features, or each position of each image is one with as many
-        features as there are channels.
+        features as there are channels, or the axes stay as they are.
     grid : tuple of int, optional
         (y, x): resample to so many positions before, each the mean of the area that it covers. As it is, by default.
 
     Returns
     -------
     numpy.ndarray
-        float64, (image, channel · y · x) or (image · y · x, channel), images slowest.
+        float64, (image, channel · y · x) or (image · y · x, channel), images slowest, or (image, channel, y, x), where
+        what has no positions has one.
 
     Raises
     ------
-    ValueError
-        Other kinds or dimensions, an empty array, or a grid that is not two positive numbers.
+    TypeError, ValueError
+        No real numbers, other kinds or dimensions, an empty array, values that are not finite or beyond ±1e304, or a
+        grid that is not two positive whole numbers.
+
+    Examples
+    --------
+    >>> samples(np.zeros((10, 3, 8, 8)), "positions", grid=(4, 4)).shape
+    (160, 3)
     """
-    if kind not in ("images", "positions"):
-        raise ValueError(f'samples are "images" or "positions", not {kind!r}')
-    if grid is not None and (len(grid) != 2 or min(grid) < 1):
-        raise ValueError(f"grid is {grid}, expected two positive numbers of positions (y, x)")
-    values = np.asarray(representations)
-    if values.ndim not in (2, 4) or not values.size:
-        raise ValueError(
-            f"representations have the shape {values.shape}, expected (image, channel, y, x) or (image, features)"
-        )
-    values = values.astype(np.float64)
+    return _samples(representations, kind, _grid(grid), "representations")
+
+
+def _samples(representations, kind, grid, name):
+    labels.choice(kind, "samples", ("images", "positions", "maps"))
+    values = labels.real(representations, name)
+    _shape(values, name)
+    labels.finite(values, name, dict.fromkeys(("image", "channel", "y", "x")[: values.ndim]))
     if values.ndim == 2:
-        return values
-    if grid is not None and tuple(grid) != values.shape[2:]:
+        return values[:, :, None, None] if kind == "maps" else values
+    if grid is not None and grid != values.shape[2:]:
         down, across = (_area_means(old, new) for old, new in zip(values.shape[2:], grid, strict=True))
         values = down @ values @ across.T
+    if kind == "maps":
+        return values
     if kind == "images":
         return values.reshape(len(values), -1)
     return values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
 
 
-def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
+def _shape(values, name):
+    """Shape of the representations of one network."""
+    shape = np.shape(values if hasattr(values, "shape") else labels.real(values, name))
+    if len(shape) not in (2, 4) or 0 in shape:
+        raise ValueError(f"{name} has the shape {shape}, expected (image, channel, y, x) or (image, features)")
+    return shape
+
+
+def _grid(grid):
+    """Numbers of positions (y, x), or None."""
+    if grid is None:
+        return None
+    if isinstance(grid, str) or not hasattr(grid, "__len__") or len(grid) != 2:
+        raise ValueError(f"grid is {grid!r}, expected two positive numbers of positions (y, x)")
+    return tuple(labels.count(number, "grid") for number in grid)
+
+
+def matrix(
+    reps: Mapping[str, Any],
+    method: str = "svcca",
+    samples: str | None = None,
+    grid: tuple[int, int] | None = None,
+    variance: float = 0.99,
+) -> xr.DataArray:
     """Similarity of the representations of every two networks.
 
-    What a method needs of one network (basis, factor, ranks of dissimilarities, kernel) is computed once.
+    What a method of `METHODS` needs of one network (basis, factor, ranks of dissimilarities, kernel) is computed once.
 
     Parameters
     ----------
@@ -190,23 +255,40 @@ def matrix(reps, method="svcca", samples=None, grid=None, variance=0.99):
     Returns
     -------
     xarray.DataArray
-        float64, (source, target), symmetric, 1 on the diagonal; attrs: ``method``, ``samples``, ``n_samples``.
+        float64, (source, target), symmetric, 1 on the diagonal (neither where the method is directed); attrs:
+        ``method``, ``samples``, ``n_samples``.
 
     Raises
     ------
-    ValueError
-        Unknown method, no network, `variance` out of range, different numbers of images, networks with and without
-        positions, or as for the function of that method; the network is named.
+    TypeError, ValueError
+        `reps` is no dict or an empty one, unknown method, different numbers of images, networks with and without
+        positions, or as for `samples` and for the function of that method; the network is named.
+
+    Examples
+    --------
+    >>> a, b = np.random.default_rng(0).normal(size=(2, 10, 3, 4, 4))
+    >>> matrix({"a": a, "b": 2 * a + b}, "cka").attrs["n_samples"]
+    160
     """
     summaries, attrs = _summaries(reps, method, samples, grid, variance)
-    compare = _STEPS[method][1]
-    result = np.eye(len(reps))
-    for (i, one), (j, other) in combinations(enumerate(summaries.values()), 2):
-        result[i, j] = result[j, i] = _clipped(compare(one, other))
-    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity of representations"})
+    entry, known = METHODS[method], list(summaries.values())
+    result = np.eye(len(known))
+    if entry.directed:
+        for i, j in np.ndindex(result.shape):
+            result[i, j] = entry.compare(known[i], known[j])
+    else:
+        for i, j in combinations(range(len(known)), 2):
+            result[i, j] = result[j, i] = entry.compare(known[i], known[j])
+    return _labelled(result, reps, attrs | {"long_name": f"{entry.title} similarity of representations"})
 
 
-def chance(reps, method="svcca", samples=None, grid=None, variance=0.99):
+def chance(
+    reps: Mapping[str, Any],
+    method: str = "svcca",
+    samples: str | None = None,
+    grid: tuple[int, int] | None = None,
+    variance: float = 0.99,
+) -> xr.DataArray:
     """Similarity of the representations of every two networks when they are given different images.
 
     The images of one of the two networks are moved on by a number of places, the last ones to the beginning, so that
@@ -222,28 +304,36 @@ def chance(reps, method="svcca", samples=None, grid=None, variance=0.99):
     Returns
     -------
     xarray.DataArray
-        float64, (source, target), symmetric; on the diagonal, of a network with itself. The attrs of `matrix`.
+        float64, (source, target), symmetric unless the method is directed; on the diagonal, of a network with itself.
+        The attrs of `matrix`.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As for `matrix`, or fewer than two images.
+
+    Examples
+    --------
+    >>> a, b = np.random.default_rng(0).normal(size=(2, 10, 3, 4, 4))
+    >>> float(chance({"a": a, "b": a}, "rsa").sel(source="a", target="b")) < 0.1
+    True
     """
     summaries, attrs = _summaries(reps, method, samples, grid, variance)
     n_images = len(next(iter(reps.values())))
     if n_images < 2:
         raise ValueError("chance is what different images give: it needs at least two")
-    compare = _STEPS[method][1]
+    entry = METHODS[method]
     result = np.zeros((len(reps), len(reps)))
     places = _shifts(n_images)
     for j, other in enumerate(summaries.values()):
         for shift in places:
-            moved = _moved(other, shift * attrs["n_samples"] // n_images)
+            moved = entry.move(other, shift * attrs["n_samples"] // n_images)
             for i, one in enumerate(summaries.values()):
-                if i <= j:
-                    result[i, j] += _clipped(compare(one, moved)) / len(places)
-    result += np.triu(result, 1).T
-    return _labelled(result, reps, attrs | {"long_name": f"{method.upper()} similarity for different images"})
+                if entry.directed or i <= j:
+                    result[i, j] += entry.compare(one, moved) / len(places)
+    if not entry.directed:
+        result += np.triu(result, 1).T
+    return _labelled(result, reps, attrs | {"long_name": f"{entry.title} similarity for different images"})
 
 
 def _shifts(n_images):
@@ -253,57 +343,51 @@ def _shifts(n_images):
     return sorted(few | {n_images - k for k in few})
 
 
-def _moved(summary, steps):
-    """What `summary` is of samples moved on: its rows are theirs, or it has a value for every two of them."""
-    if summary.ndim == 2:
-        return np.roll(summary, steps, 0)
+def _roll_rows(summary, steps):
+    """A summary (sample, value) of samples moved on."""
+    return np.roll(summary, steps, 0)
+
+
+def _roll_pairs(summary, steps):
+    """A summary with a value for every two samples, of samples moved on."""
     return squareform(np.roll(squareform(summary), (steps, steps), (0, 1)), checks=False)
 
 
 def _summaries(reps, method, samples, grid, variance):
     """What a method needs of each network, by name, and the attrs of a matrix."""
-    if method not in _STEPS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    entry = METHODS[labels.choice(method, "method", METHODS)]
+    if not isinstance(reps, Mapping):
+        raise TypeError(f"reps is a {type(reps).__name__}: pass a dict of the networks' names and representations")
     if not reps:
         raise ValueError("there is no network to compare")
-    _check_variance(variance)
-    kind = samples or ("images" if method in ("rsa", "dds") else "positions")
-    shapes = {name: np.shape(values) for name, values in reps.items()}
-    _same({name: shape[:1] for name, shape in shapes.items()}, "numbers of images")
+    kind = entry.samples if samples is None else samples
+    shapes = {name: _shape(values, name) for name, values in reps.items()}
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if shape[0] != shapes[first][0]:
+            raise ValueError(f"{first} and {name} have different numbers of images: {shapes[first][0]} and {shape[0]}")
     sizes = {name: shape[2:] for name, shape in shapes.items()}
-    if kind == "positions":
+    grid = _grid(grid)
+    if kind != "images":
         flat = [name for name, size in sizes.items() if not size]
         if flat and len(flat) < len(sizes):
             raise ValueError(f'the representations of {", ".join(flat)} have no positions: use samples="images"')
-        if not flat and grid is None and all(len(size) == 2 for size in sizes.values()):
+        if not flat and grid is None:
             grid = tuple(int(side) for side in np.min(list(sizes.values()), axis=0))
-    summarise, _ = _STEPS[method]
-    options = {"variance": variance} if method == "svcca" else {}
+    options = {"variance": labels.share(variance, "variance", closed=True)}
+    options = {name: options[name] for name in entry.options}
     summaries = {}
     for name, values in reps.items():
-        rows = _form(values, kind, grid)
-        summaries[name] = summarise(_checked(rows, name), name, **options)
-    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(rows)}
+        form = _samples(values, kind, grid, name)
+        _checked(form.reshape(len(form), -1), name)
+        summaries[name] = entry.summarise(form, name, **options)
+    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(form)}
 
 
 def _labelled(values, reps, attrs):
+    labels.finite(values, "similarity", {"source": list(reps), "target": list(reps)})
     coords = {"source": list(reps), "target": list(reps)}
     return xr.DataArray(values, coords, ("source", "target"), name="similarity", attrs=attrs)
-
-
-_form = samples  # `matrix` has an argument of that name
-
-
-def _check_variance(variance):
-    if not 0 < variance <= 1:
-        raise ValueError(f"variance is {variance}, expected a share in (0, 1], such as 0.99")
-
-
-def _same(values, what):
-    first = next(iter(values))
-    for name, value in values.items():
-        if value != values[first]:
-            raise ValueError(f"{first} and {name} have different {what}: {values[first]} and {value}")
 
 
 def _area_means(old, new):
@@ -318,36 +402,38 @@ def _pair(x, y, summarise, compare):
     x, y = _checked(x, "x"), _checked(y, "y")
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples and y has {len(y)}: both must represent the same samples")
-    return _clipped(compare(summarise(x, "x"), summarise(y, "y")))
-
-
-def _clipped(value):
-    return float(np.clip(value, -1, 1))
+    return compare(summarise(x, "x"), summarise(y, "y"))
 
 
 def _checked(values, name):
-    values = np.asarray(values)
+    """Real numbers as float64 (samples, features), enough of them and not all the same."""
+    values = labels.real(values, name)
     if values.ndim != 2:
         raise ValueError(f"{name} has the shape {values.shape}, expected (samples, features)")
-    values = values.astype(np.float64)
     if len(values) < FEWEST_SAMPLES:
         raise ValueError(f"{name} has {len(values)} samples: at least {FEWEST_SAMPLES} are needed")
-    if not np.isfinite(values).all():
-        sample, feature = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"{name} is {values[sample, feature]} at sample {sample}, feature {feature}: leave it out")
-    if not _varies(values).any():
+    labels.finite(values, name, {"sample": None, "feature": None})
+    if not labels.varies(values, axis=0).any():
         raise ValueError(f"{name} is constant: all its samples have the same features, so that nothing can be compared")
     return values
 
 
-def _varies(values):
-    """Which features differ between samples by more than rounding."""
-    return np.ptp(values, axis=0) > 1e-12 * np.abs(values).max(axis=0)
+def _scaled(values, axis=None):
+    """Values times powers of two, one for all or one for each row or column, so that their squares have a float64."""
+    largest = np.abs(values).max(axis=axis, keepdims=True)
+    return np.ldexp(values, -np.frexp(largest)[1])
+
+
+def _centred(values):
+    """Values without their means over the samples, zero where a feature differs by rounding only."""
+    varies = labels.varies(values, axis=0)
+    values = _scaled(values)
+    return _scaled(np.where(varies, values - values.mean(axis=0), 0))
 
 
 def _basis(values, name, variance=0.99):
     """Orthonormal basis (samples, directions) of the directions that hold `variance` of the variance."""
-    values = values - values.mean(axis=0)
+    values = _centred(values)
     n_samples, n_features = values.shape
     wide = n_features > n_samples
     squares, vectors = np.linalg.eigh(values @ values.T if wide else values.T @ values)
@@ -365,20 +451,33 @@ def _basis(values, name, variance=0.99):
 
 
 def _mean_correlation(one, other):
-    return np.linalg.svd(one.T @ other, compute_uv=False).clip(0, 1).mean()
+    return float(np.linalg.svd(one.T @ other, compute_uv=False).clip(0, 1).mean())
 
 
 def _factor(values, name):
     """F with at most as many columns as rows, F Fᵀ proportional to the centred Gram matrix and ‖Fᵀ F‖ = 1."""
-    values = values - values.mean(axis=0)
-    if values.shape[1] > len(values):
+    n_samples, n_features = values.shape
+    values = _centred(values)
+    if n_features > n_samples:
         squares, vectors = np.linalg.eigh(values @ values.T)
         values = vectors * np.sqrt(squares.clip(0))
-    return values / np.sqrt(np.linalg.norm(values.T @ values))
+    length = np.linalg.norm(values.T @ values)
+    by_chance = np.linalg.norm(values) ** 4 / length**2 / (n_samples - 1)
+    if by_chance > HIGH_CHANCE:
+        warnings.warn(
+            f"{name} has {n_samples} samples of {n_features} features: CKA with representations like it is "
+            f'{by_chance:.2f} on average for shuffled samples; use more images, or samples="positions"',
+            stacklevel=4,
+        )
+    return values / np.sqrt(length)
 
 
 def _alignment(one, other):
-    return np.linalg.norm(one.T @ other) ** 2
+    return min(float(np.linalg.norm(one.T @ other) ** 2), 1.0)
+
+
+def _product(one, other):
+    return float(np.clip(one @ other, -1, 1))
 
 
 def _few_enough(values, name):
@@ -392,13 +491,13 @@ def _few_enough(values, name):
 def _ranks(values, name):
     """Ranks of the dissimilarities of every two samples, centred and of unit length."""
     _few_enough(values, name)
-    flat = np.ptp(values, axis=1) <= 1e-12 * np.abs(values).max(axis=1)
-    if flat.any():
+    varies = labels.varies(values, axis=1)
+    if not varies.all():
         raise ValueError(
-            f"the features of sample {flat.argmax()} of {name} are all equal, so that it correlates with no other: "
+            f"the features of sample {varies.argmin()} of {name} are all equal, so that it correlates with no other: "
             "leave that sample out, or compare by another method"
         )
-    dissimilarity = 1 - np.corrcoef(values)
+    dissimilarity = 1 - np.corrcoef(_scaled(values, axis=1))
     ranks = rankdata(dissimilarity[np.triu_indices(len(values), 1)].round(12))
     ranks -= ranks.mean()
     return _unit(ranks, len(ranks), name)
@@ -408,7 +507,9 @@ def _centred_kernel(values, name):
     """Centred Laplacian kernel of every two samples, of unit length."""
     _few_enough(values, name)
     n_samples, n_features = values.shape
-    deviations = np.where(_varies(values), values.std(axis=0), np.inf)
+    varies = labels.varies(values, axis=0)
+    values = _scaled(values, axis=0)
+    deviations = np.where(varies, values.std(axis=0), np.inf)
     kernel = squareform(np.exp(-pdist((values - values.mean(axis=0)) / deviations, "cityblock") / n_features))
     means = kernel.sum(axis=0) / (n_samples - 2)
     means -= means.sum() / (2 * (n_samples - 1))
@@ -422,10 +523,21 @@ def _unit(vector, scale, name):
     return vector / length
 
 
-_STEPS = {
-    "svcca": (_basis, _mean_correlation),
-    "cka": (_factor, _alignment),
-    "rsa": (_ranks, np.dot),
-    "dds": (_centred_kernel, np.dot),
+class Similarity(NamedTuple):
+    """An entry of `METHODS`. In what follows, values are what `samples` makes of one network, float64."""
+
+    title: str  # as figures and tables write it
+    summarise: Callable  # (values, name) to what is needed of one network; further arguments are named in `options`
+    compare: Callable  # (summary, summary) to the similarity; of source and target where it is directed
+    move: Callable  # (summary, steps) to the summary of samples moved on by so many, the last ones to the beginning
+    samples: str = "positions"  # the form that `samples` brings representations into, unless told otherwise
+    directed: bool = False  # whether source and target may not be exchanged; the diagonal is computed then
+    options: tuple[str, ...] = ()  # arguments of `matrix` that `summarise` takes
+
+
+METHODS = {
+    "svcca": Similarity("SVCCA", _basis, _mean_correlation, _roll_rows, options=("variance",)),
+    "cka": Similarity("CKA", _factor, _alignment, _roll_rows),
+    "rsa": Similarity("RSA", _ranks, _product, _roll_pairs, samples="images"),
+    "dds": Similarity("DDS", _centred_kernel, _product, _roll_pairs, samples="images"),
 }
-METHODS = tuple(_STEPS)

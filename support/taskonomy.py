@@ -6,7 +6,6 @@ Representations Improve Generalization and Sample Efficiency for Learning Visuom
 """
 
 import argparse
-import difflib
 import functools
 import os
 import sys
@@ -18,8 +17,11 @@ import requests
 import torch
 from torch import nn
 
-from support import wheels
 from support.bank.networks import restore
+from support.bank.tasks import TASKS
+from support.encoder import Encoder
+from support.sources import shared
+from support.sources.weights import n_values, read_tensors
 
 SIZE = 256  # pixels along a side of the images
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1]
@@ -120,12 +122,7 @@ def location(task):
     """
     known = published().index
     if task not in known:
-        near = difflib.get_close_matches(str(task), known, 1, cutoff=0.4)
-        raise ValueError(
-            f"unknown task {task!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Taskonomy's encoders are {', '.join(known)}"
-        )
+        raise ValueError(f"unknown task {task!r}{shared.near(task, known)} Taskonomy's encoders are {', '.join(known)}")
     folder = os.environ.get("TASKONOMY_FOLDER") or pooch.os_cache("transferability-from-attribution-maps") / "taskonomy"
     return Path(folder).expanduser().absolute() / published().loc[task, "file"]
 
@@ -162,9 +159,9 @@ def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
     """
     path = Path(path).absolute()
     if path.is_file():
-        if wheels.sha256(path) != sha256:
+        if shared.sha256(path) != sha256:
             raise ValueError(
-                f"{path} has SHA-256 {wheels.sha256(path)}, expected {sha256}: another file, or a damaged one; delete "
+                f"{path} has SHA-256 {shared.sha256(path)}, expected {sha256}: another file, or a damaged one; delete "
                 f"it and it is downloaded again, from {url}"
             )
         return path
@@ -179,6 +176,44 @@ def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
         ) from None
     except ValueError as error:
         raise ValueError(f"{url} does not send the file expected, and nothing was kept: {error}") from None
+
+
+def names():
+    """Names of the encoders, each with its task and its backbone, in the order of the task banks.
+
+    Returns
+    -------
+    dict of str to (str, str)
+
+    Examples
+    --------
+    >>> names()["edge3d"]
+    ('edge3d', 'ResNet-50')
+    """
+    return {task: (task, "ResNet-50") for task in TASKS}
+
+
+def how(name, seed=None):
+    """Command that makes an encoder loadable without waiting for it.
+
+    Parameters
+    ----------
+    name : str
+        From `names`.
+    seed : int, optional
+        Not used.
+
+    Returns
+    -------
+    str
+        Empty when its weights are there.
+
+    Examples
+    --------
+    >>> how("edge3d") in ("", "python -m support.taskonomy edge3d")
+    True
+    """
+    return "" if location(name).is_file() else f"python -m support.taskonomy {name}"
 
 
 def fetch(task, progress=True):
@@ -229,18 +264,7 @@ def load(path):
     ValueError
         A damaged file, anything else than tensors and plain values, no ``"state_dict"``, or other names or shapes.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever its reader stumbles over
-        raise ValueError(
-            f"{path} is damaged, or holds other objects than tensors and plain values, which could run code: not loaded"
-        ) from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ValueError(f"{path} is not a published encoder: expected a dictionary with the tensors as 'state_dict'")
-    return restore(ResNet50(), state)
+    return restore(ResNet50(), read_tensors(path))
 
 
 def _random(task, seed):
@@ -273,7 +297,7 @@ def encoder(task, weights="published", seed=0, size=SIZE):
 
     Returns
     -------
-    support.zoo.Encoder
+    Encoder
         Its name is the task. The representation is (image, 8, 16, 16), after ReLU; of smaller inputs a sixteenth of
         their size.
 
@@ -284,8 +308,6 @@ def encoder(task, weights="published", seed=0, size=SIZE):
     ValueError
         An unknown task, other `weights`, a `size` out of range, or a file that is not the published one.
     """
-    from support.zoo import Encoder  # which itself imports this module
-
     if size % 16 or not 32 <= size <= SIZE:
         raise ValueError(f"size is {size}, expected a multiple of 16 from 32 to {SIZE}")
     target = location(task)
@@ -302,7 +324,7 @@ def encoder(task, weights="published", seed=0, size=SIZE):
         card["trained_on"] = f"nothing: random weights of seed {seed}"
     else:
         raise ValueError(f"weights is {weights!r}, expected 'published' or 'random'")
-    card["parameters"] = sum(value.numel() for value in network.state_dict().values() if value.is_floating_point())
+    card["parameters"] = n_values(network)
     card["representation"] = f"The encoder's output: 8 feature maps of {size // 16} × {size // 16} units, after ReLU."
     return Encoder(
         task,

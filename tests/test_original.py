@@ -208,13 +208,13 @@ def test_memory_does_not_grow_with_the_images(small, images, tmp_path, monkeypat
     monkeypatch.setattr(store, "BLOCK", 2 * SIZE**2)
     monkeypatch.setattr(store, "CHUNK", SIZE**2)
     sizes = []
-    write = store._Store.write
+    write = store.Store.write
 
     def watched(self, name, block, maps):
         sizes.append(maps.nbytes)
         return write(self, name, block, maps)
 
-    monkeypatch.setattr(store._Store, "write", watched)
+    monkeypatch.setattr(store.Store, "write", watched)
     settings = {"weights": "random", "size": SIZE, "device": "cpu", "progress": False}
     original.affinities(NAMES, images, tmp_path / "maps", **settings)
     assert len(sizes) == 3 * 4 and max(sizes) == 3 * 2 * SIZE**2 * 4

@@ -2,7 +2,9 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from support import probe, wheels
+from support import probe
+from support.sources import shared
 
 
 def picture(seed, width=64, height=64):
@@ -86,7 +89,7 @@ def test_sample_of_the_design_page_is_there_and_even():
     for row in probe.photographs("indoor").itertuples():
         taken = counts.get(row.file, 0)
         if taken < counts.max() - 1:  # only a photograph without further tiles gives fewer
-            with Image.open(wheels.find(row.package, row.file)) as image:
+            with Image.open(shared.find(row.package, row.file)) as image:
                 crops = [image.crop((x, y, x + side, y + side)) for x, y, side in probe._grid(*image.size, 64)]
             assert sum(probe._texture(crop) >= probe.TEXTURE for crop in crops) == taken, row.file
 
@@ -149,8 +152,8 @@ def test_grid_is_centred_and_inside(width, height, size, side, columns, rows):
 def test_manifest_reproduces_every_tile_from_its_file(seed):
     images = probe.load("photos", n_images=20, size=64, seed=seed)
     for tile, row in zip(images.values, probe.manifest(images).itertuples(), strict=True):
-        path = wheels.find(row.package, row.file)
-        assert wheels.sha256(path) == row.sha256
+        path = shared.find(row.package, row.file)
+        assert shared.sha256(path) == row.sha256
         whole = np.asarray(Image.open(path).convert("RGB"), float) / 255
         crop = whole[row.top : row.top + row.side, row.left : row.left + row.side]
         np.testing.assert_allclose(tile, box_mean(crop, 64), atol=1.01 / 255)
@@ -214,7 +217,7 @@ def test_no_two_tiles_of_a_probe_have_close_hashes(indoor):
     table = probe.manifest(indoor)
     codes = []
     for row in table.itertuples():
-        with Image.open(wheels.find(row.package, row.file)) as image:
+        with Image.open(shared.find(row.package, row.file)) as image:
             grey = image.crop((row.left, row.top, row.left + row.side, row.top + row.side)).convert("L")
         wide = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), int)
         tall = np.asarray(grey.resize((8, 9), Image.Resampling.BOX), int)
@@ -238,7 +241,7 @@ def test_folder_takes_the_same_tiles_wherever_it_lies(tmp_path):
     counts = probe.manifest(one)["file"].value_counts()
     assert len(counts) == 5 and set(counts) == {1, 2}
     assert one.file.values[0].startswith("inner/") and (one.package == str(tmp_path / "one")).all()
-    assert one.sha256.values[0] == wheels.sha256(tmp_path / "one" / one.file.values[0])
+    assert one.sha256.values[0] == shared.sha256(tmp_path / "one" / one.file.values[0])
     assert (one.licence == "not stated").all() and (one.label == -1).all()
 
 
@@ -283,7 +286,7 @@ def test_the_centre_is_the_largest_square_of_every_photograph(tmp_path):
     np.testing.assert_allclose(wide, box_mean(picture(0, 96, 64)[:, 16:80] / 255, 32), atol=1.01 / 255)
     with pytest.raises(ValueError, match="has 3 textured"):
         probe.load(f"folder:{tmp_path}", n_images=4, size=32, crop="centre")
-    with pytest.raises(ValueError, match='crop is \'center\': choose "tiles" or "centre"'):
+    with pytest.raises(ValueError, match="unknown crop 'center'; known: tiles, centre"):
         probe.load(f"folder:{tmp_path}", n_images=1, crop="center")
 
 
@@ -306,7 +309,7 @@ def test_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
     original = os.walk
     for reverse in (False, True):
         monkeypatch.setattr(
-            os, "walk", lambda top, r=reverse: ((p, d, sorted(n, reverse=r)) for p, d, n in original(top))
+            os, "walk", lambda *a, r=reverse, **o: ((p, d, sorted(n, reverse=r)) for p, d, n in original(*a, **o))
         )
         xr.testing.assert_identical(probe.load(f"folder:{tmp_path}", n_images=3), walked)
 
@@ -533,7 +536,7 @@ def test_broken_files_in_a_large_folder_are_a_warning(tmp_path):
     fill(tmp_path, 100, 32, 32)
     for k in range(5):
         cut(tmp_path / f"{k:03d}.png")
-    with pytest.warns(UserWarning, match="5 files left out") as caught:
+    with pytest.warns(UserWarning, match="5 entries of the folder left out") as caught:
         images = probe.load(f"folder:{tmp_path}", n_images=95, size=32)
     assert all(f"{k:03d}.png" in str(caught[0].message) for k in range(5))
     assert sorted(set(images.file.values)) == [f"{k:03d}.png" for k in range(5, 100)]
@@ -550,9 +553,118 @@ def test_image_smaller_than_the_tile_is_named(tmp_path):
 def test_images_smaller_than_the_tile_in_a_large_folder_are_a_warning(tmp_path):
     fill(tmp_path, 100, 32, 32)
     write(tmp_path / "007.png", picture(9, 20, 200))
-    with pytest.warns(UserWarning, match="1 files left out.*007.png is 20 pixels"):
+    with pytest.warns(UserWarning, match="1 entries of the folder left out.*007.png is 20 pixels"):
         images = probe.load(f"folder:{tmp_path}", n_images=99, size=32)
     assert "007.png" not in images.file.values
+
+
+def test_what_is_no_readable_file_is_left_out_with_a_warning_and_nothing_hangs(tmp_path, monkeypatch):
+    fill(tmp_path, 3)
+    expected = probe.load(f"folder:{tmp_path}", n_images=3)
+    os.mkfifo(tmp_path / "pipe.png")
+    end = socket.socket(socket.AF_UNIX)
+    end.bind(str(tmp_path / "socket.png"))
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "locked").mkdir()
+    original = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return original(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(UserWarning, match="7 entries of the folder left out") as caught:
+        images = probe.load(f"folder:{tmp_path}", n_images=3)
+    end.close()
+    for name in ("pipe.png", "socket.png", "device.png", "nowhere.png", "loop.png", "again", "locked"):
+        assert str(tmp_path / name) in str(caught[0].message)
+    np.testing.assert_array_equal(images, expected)
+    with pytest.raises(PermissionError, match="locked cannot be read .Permission denied.: change its permissions"):
+        probe.load(f"folder:{tmp_path / 'locked'}")
+    for path in tmp_path.glob("0*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="no images in .*left out: .*locked cannot be read"):
+        probe.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "BMP", "PPM", "TGA", "PDF", "ICO", "PCX"])
+def test_only_the_formats_named_are_decoded_whatever_a_file_is_called(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **o: pytest.fail(f"a program was started: {a}"))
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, kind)
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    for read in (
+        lambda: probe.load(f"folder:{tmp_path}", n_images=1),
+        lambda: probe.photograph("a.png", folder=tmp_path),
+    ):
+        with pytest.raises(ValueError, match="a.png is no JPEG, PNG, WEBP, TIFF file"):
+            read()
+    Image.fromarray(picture(0)).save(tmp_path / "a.png", "WEBP", lossless=True)  # of the four, the content decides
+    np.testing.assert_allclose(only_image(tmp_path), picture(0) / 255, atol=1e-6)
+
+
+def test_files_that_unpack_to_no_end_are_refused(tmp_path):
+    lines = zlib.compress(bytes(1000))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def png(side, *chunks):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+    text = b"t\0\0" + zlib.compress(bytes(2**28), 9)
+    for content in (png(20_000), png(64, chunk(b"zTXt", text), chunk(b"iTXt", b"t\0\1\0\0\0" + text[3:]))):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match="a.png cannot be read"):
+            probe.load(f"folder:{tmp_path}", n_images=1)
+
+
+def test_where_nothing_can_be_taken_the_message_says_what_to_change(tmp_path):
+    for k in range(3):
+        write(tmp_path / "flat" / f"{k}.png", np.full((64, 64, 3), 40 * k, np.uint8))
+    with pytest.raises(
+        ValueError, match="no tile of 64 pixels with texture in its 3 photographs: choose a smaller size"
+    ):
+        probe.load(f"folder:{tmp_path / 'flat'}", n_images=1)
+    fill(tmp_path / "small", 100, 32, 32)
+    with (
+        pytest.warns(UserWarning, match="100 entries"),
+        pytest.raises(ValueError, match="000.png is 32 pixels") as caught,
+    ):
+        probe.load(f"folder:{tmp_path / 'small'}", n_images=1, size=40)
+    assert "up to 0" not in str(caught.value)
+    with pytest.raises(ValueError, match="no photograph of photos has 2048 pixels a side: choose size up to 683"):
+        probe.load("photos", n_images=1, size=2048)
+    fill(tmp_path / "three", 3)
+    with pytest.raises(ValueError, match="has 3 textured.*choose n_images up to 3"):
+        probe.load(f"folder:{tmp_path / 'three'}", n_images=10**12)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{name: value} for name in ("n_images", "size", "seed") for value in ("3", 64.0, None, True, [16], np.nan)]
+    + [{"source": value} for value in (3, None, b"photos", ["photos"])],
+)
+def test_arguments_of_another_type_are_named(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(TypeError, match=f"{name} is {re.escape(repr(value))}: give a"):
+        probe.load(**{"source": "photos"} | arguments)
+
+
+def test_whole_numbers_of_any_kind_are_taken(tmp_path):
+    fill(tmp_path, 2)
+    plain = probe.load(f"folder:{tmp_path}", n_images=2, size=32, seed=2**63 - 1)
+    other = probe.load(f"folder:{tmp_path}", n_images=np.int8(2), size=np.uint16(32), seed=np.array(2**63 - 1))
+    xr.testing.assert_identical(plain, other)
+    with pytest.raises(ValueError, match="seed is 9223372036854775808, expected 0 to"):
+        probe.load("photos", seed=2**63)
+    with pytest.raises(TypeError, match="images is a ndarray"):
+        probe.manifest(plain.values)
 
 
 def test_packaged_photographs_smaller_than_the_tile_are_left_out():
@@ -576,7 +688,7 @@ def test_table_tells_the_truth_about_every_file():
     table = probe.photographs()
     assert table["sha256"].is_unique
     for row in table.itertuples():
-        path = wheels.find(row.package, row.file, row.sha256, row.version)
+        path = shared.find(row.package, row.file, row.sha256, row.version)
         with Image.open(path) as image:
             assert image.size == (row.width, row.height)
         if row.package == "foolbox":
@@ -595,14 +707,14 @@ def test_collections():
     }
     assert not probe.photographs("indoor")["file"].str.contains("36444540").any()  # a rendering
     assert probe.photographs("indoor")["file"].str.contains("730399[245]").sum() == 1  # three views of one table
-    with pytest.raises(ValueError, match="indoor or photos"):
+    with pytest.raises(ValueError, match="known: indoor, photos"):
         probe.photographs("cellar")
 
 
 def test_whole_photograph():
     astronaut = probe.photograph("astronaut.png")
     assert astronaut.shape == (512, 512, 3) and astronaut.dtype == np.float32
-    with Image.open(io.BytesIO(wheels.find("scikit-image", "skimage/data/astronaut.png").read_bytes())) as image:
+    with Image.open(io.BytesIO(shared.find("scikit-image", "skimage/data/astronaut.png").read_bytes())) as image:
         np.testing.assert_allclose(astronaut, np.asarray(image) / 255, atol=1e-7)
     np.testing.assert_array_equal(probe.photograph("skimage/data/astronaut.png"), astronaut)
     with pytest.raises(ValueError, match="chelsea.png"):

@@ -216,14 +216,19 @@ def test_resampling_averages_areas():
 
 
 def test_samples_refuse_what_they_cannot_read():
-    with pytest.raises(ValueError, match='"images" or "positions"'):
+    with pytest.raises(ValueError, match="known: images, positions, maps"):
         similarity.samples(maps(), "pixels")
     with pytest.raises(ValueError, match="shape"):
         similarity.samples(maps()[0], "images")
     with pytest.raises(ValueError, match="shape"):
         similarity.samples(maps()[:0], "images")
-    with pytest.raises(ValueError, match="two positive numbers"):
+    with pytest.raises(ValueError, match="grid is 0, expected at least 1"):
         similarity.samples(maps(), "images", grid=(0, 2))
+    for grid in (2, (2,), "22", (2, 2, 2)):
+        with pytest.raises(ValueError, match="two positive numbers"):
+            similarity.matrix({"a": maps()}, grid=grid)
+    with pytest.raises(TypeError, match="grid is 2.0: give a whole number"):
+        similarity.samples(maps(), "images", grid=(2.0, 2))
 
 
 @pytest.mark.parametrize("method", similarity.METHODS)
@@ -278,7 +283,7 @@ def test_the_matrix_names_what_is_wrong():
         similarity.matrix({"a": good}, "pwcca")
     with pytest.raises(ValueError, match="no network"):
         similarity.matrix({})
-    with pytest.raises(ValueError, match='"images" or "positions"'):
+    with pytest.raises(ValueError, match="known: images, positions, maps"):
         similarity.matrix({"a": good}, samples="pixels")
     with pytest.raises(ValueError, match="a and b have different numbers of images"):
         similarity.matrix({"a": good, "b": good[1:]})
@@ -319,6 +324,38 @@ def test_chance_is_the_mean_over_images_moved_on(method, images):
         expected = np.mean([PAIRS[method](forms[one], values, **options) for values in pairs])
         assert float(found.sel(source=one, target=other)) == pytest.approx(expected, abs=1e-9)
         assert float(found.sel(source=other, target=one)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["images", "positions", "maps"])
+def test_one_entry_adds_a_directed_similarity(monkeypatch, kind):
+    entry = similarity.Similarity(
+        "Toy",
+        summarise=lambda values, name, variance: variance * values.reshape(len(values), -1),
+        compare=lambda source, target: 0.1 * source[0, 0] - 0.2 * target[0, 0],
+        move=lambda summary, steps: np.roll(summary, steps, 0),
+        samples=kind,
+        directed=True,
+        options=("variance",),
+    )
+    monkeypatch.setitem(similarity.METHODS, "toy", entry)
+    reps = {name: maps(channels=2, side=2, images=6, seed=seed) for seed, name in enumerate("ab")}
+    found = similarity.matrix(reps, "toy", variance=0.5)
+    first = [0.5 * reps[name][0, 0, 0, 0] for name in "ab"]
+    np.testing.assert_allclose(found, [[0.1 * s - 0.2 * t for t in first] for s in first], rtol=1e-6)
+    assert found.attrs["n_samples"] == (24 if kind == "positions" else 6) and "Toy" in found.attrs["long_name"]
+    others = 0.5 * reps["b"][1:, 0, 0, 0].mean()  # every other image takes the place of the first once
+    expected = 0.1 * first[0] - 0.2 * others
+    assert float(similarity.chance(reps, "toy", variance=0.5)[0, 1]) == pytest.approx(expected, rel=1e-6)
+    flat = {name: values[:, :, 0, 0] for name, values in reps.items()}
+    assert similarity.matrix(flat, "toy").attrs["n_samples"] == 6
+
+
+def test_maps_keep_their_axes_and_meet_on_one_grid():
+    values = maps(channels=3, side=4)
+    np.testing.assert_array_equal(similarity.samples(values, "maps"), values)
+    assert similarity.samples(values[:, :, 0, 0], "maps").shape == (40, 3, 1, 1)
+    coarse = similarity.samples(values, "maps", grid=(2, 2))
+    np.testing.assert_allclose(coarse, values.reshape(40, 3, 2, 2, 2, 2).mean((3, 5)), atol=1e-6)
 
 
 def test_chance_needs_two_images():

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -6,7 +7,7 @@ import xarray as xr
 from scipy.cluster.hierarchy import fcluster
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
-from support import space
+from support import directions, library, space
 
 DIMS = ("model", "image", "y", "x", "channel")
 
@@ -76,7 +77,7 @@ def test_known_angles():
 def test_blocks_of_images_change_nothing(monkeypatch):
     maps = some_maps()
     whole = space.affinity(maps)
-    monkeypatch.setattr(space, "VALUES_AT_ONCE", 2 * maps.size // maps.sizes["image"])
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 2 * maps.size // maps.sizes["image"])
     xr.testing.assert_allclose(space.affinity(maps), whole, rtol=1e-7)
     assert space.cosines(maps).sizes["image"] == maps.sizes["image"]
 
@@ -246,9 +247,9 @@ def test_an_insertion_reads_that_model_once_and_multiplies_it_once_with_each_oth
     maps = some_maps().mean("channel")
     index = filled(maps[:4])
     read, products = [], []
-    rows, dot = space._rows, np.vecdot
-    monkeypatch.setattr(space, "_rows", lambda block, channels: read.append(block.size) or rows(block, channels))
-    monkeypatch.setattr(space.np, "vecdot", lambda a, b: products.append(a.size) or dot(a, b))
+    rows, dot = directions._rows, np.vecdot
+    monkeypatch.setattr(directions, "_rows", lambda block, channels: read.append(block.size) or rows(block, channels))
+    monkeypatch.setattr(np, "vecdot", lambda a, b: products.append(a.size) or dot(a, b))
     index.insert("m4", maps[4])
     one = maps[4].size
     assert sum(read) == one and products == [one] * 4
@@ -278,7 +279,7 @@ def test_the_nearest_of_a_model_and_of_maps(size):
 def test_blocks_of_images_change_nothing_in_the_index(monkeypatch):
     maps = some_maps().mean("channel")
     whole = filled(maps, sketch=64).sketches()
-    monkeypatch.setattr(space, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 1)
     np.testing.assert_array_equal(filled(maps, sketch=64).sketches(), whole)
 
 
@@ -306,7 +307,7 @@ def test_a_refused_model_leaves_the_index_as_it_was():
             index.remove("m9")
         with pytest.raises(KeyError, match="no model 'm9'"):
             index.neighbours("m9")
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="k is 0, expected at least 1"):
             index.neighbours("m1", k=0)
         xr.testing.assert_identical(index.affinity(), before)
         assert index.models == list(maps.model.values)
@@ -334,7 +335,7 @@ def test_sketches_made_elsewhere_are_the_same_as_those_of_an_insertion():
         (["m0"], made[:1], "already"),
         (["a", "a"], made[:2], "twice"),
         (["a"], made[:2], "expected"),
-        (["a"], made[:1] * np.nan, "finite"),
+        (["a"], made[:1] * np.nan, "sketch is nan at model a, number 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             other.insert_sketches(names, values)
@@ -428,9 +429,11 @@ def test_size_of_a_sketch_agrees_with_scikit_learn_and_grows_as_it_must():
     assert space.sketch_size(100, 0.1) > space.sketch_size(100, 0.2) > space.sketch_size(10, 0.2)
     assert space.sketch_size(100, 0.1, 0.001) > space.sketch_size(100, 0.1, 0.1)
     assert space.sketch_size(100, 0.1) % space.HASHES == 0
-    for wrong in [(1, 0.1, 0.01), (9, 0, 0.01), (9, 1, 0.01), (9, 0.1, 0), (9, 0.1, 1)]:
+    for wrong in [(9, 0, 0.01), (9, 1, 0.01), (9, 0.1, 0), (9, 0.1, 1), (9, np.nan, 0.01)]:
         with pytest.raises(ValueError, match="between 0 and 1"):
             space.sketch_size(*wrong)
+    with pytest.raises(ValueError, match="n_models is 1, expected at least 2"):
+        space.sketch_size(1, 0.1)
 
 
 def test_larger_sketches_recall_more_of_the_nearest():
@@ -454,7 +457,7 @@ def test_larger_sketches_recall_more_of_the_nearest():
 
 @pytest.mark.parametrize("channels", ["mean", "keep"])
 def test_chance_is_the_mean_cosine_of_different_images(channels, monkeypatch):
-    monkeypatch.setattr(space, "VALUES_AT_ONCE", 1100)  # two blocks of images
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 1100)  # two blocks of images
     maps = some_maps(models=3, images=4)
     found = space.chance(maps, channels)
     compared = (maps.mean("channel") if channels == "mean" else maps).values.astype(np.float64).reshape(3, 4, -1)
@@ -478,3 +481,34 @@ def test_chance_with_reference_images_is_the_mean_over_them():
     maps = some_maps(models=2, images=3).rename(channel="reference").transpose("model", "image", "reference", "y", "x")
     each = [space.chance(maps.isel(reference=r)).values for r in range(3)]
     np.testing.assert_allclose(space.chance(maps), np.mean(each, axis=0), atol=1e-6)
+
+
+def test_heights_of_the_tree_are_means_over_the_pairs_of_models():
+    far = np.array([[0, 1, 5, 8], [1, 0, 7, 6], [5, 7, 0, 2], [8, 6, 2, 0]]) / 10
+    found = space.tree(labelled(1 - far))
+    np.testing.assert_allclose(found[:, 2], [0.1, 0.2, np.mean([5, 8, 7, 6]) / 10])
+    three = space.tree(labelled(1 - far[:3, :3]))
+    np.testing.assert_allclose(three, [[0, 1, 0.1, 2], [2, 3, 0.6, 3]])
+
+
+def test_the_index_is_at_hand_in_both_modules_and_knows_nothing_of_this_one():
+    assert space.ModelSpace is library.ModelSpace and space.sketch is library.sketch
+    assert space.sketch_size is library.sketch_size and space.HASHES == library.HASHES
+    code = "import sys; from support import library; assert 'support.space' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_images_without_labels_are_counted_through_all_blocks(monkeypatch):
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 1)
+    maps = some_maps(models=2).drop_vars("image")
+    assert space.cosines(maps).image.values.tolist() == list(range(7))
+    maps[1, 5] = 0
+    with pytest.raises(ValueError, match="model m1 for image 5 is zero"):
+        space.affinity(maps)
+
+
+def test_a_mean_over_channels_that_no_float32_holds():
+    maps = some_maps(models=3)
+    large = (maps / abs(maps).max() * 3e38).astype(np.float32)
+    xr.testing.assert_allclose(space.affinity(large), space.affinity(maps), rtol=1e-5)
+    xr.testing.assert_allclose(filled(large).affinity(), space.affinity(maps), rtol=0, atol=1e-5)

@@ -6,12 +6,14 @@ import hashlib
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import filelock
@@ -23,7 +25,8 @@ import zarr
 from test_attribution import probe, toy
 from torch import nn
 
-from support import attribution, loaders, space, store
+from support import attribution, passes, space, store, zoo
+from support.sources import representation
 from support.zoo import Encoder
 
 METHODS = ["saliency", "epsilon_lrp"]
@@ -75,9 +78,9 @@ def test_a_second_call_computes_nothing_and_another_model_is_added(tmp_path, mon
     images, calls = probe(n=9), []
     first = attribute([toy("b"), toy("c", seed=1)], images, METHODS, out=tmp_path)
     before = tree(tmp_path)
-    fill = attribution._fill
+    fill = passes.fill
     monkeypatch.setattr(
-        attribution, "_fill", lambda maps, encoder, *a, **k: calls.append(encoder.name) or fill(maps, encoder, *a, **k)
+        passes, "fill", lambda maps, encoder, *a, **k: calls.append(encoder.name) or fill(maps, encoder, *a, **k)
     )
     xr.testing.assert_identical(attribute([toy("c", seed=1), toy("b")], images, METHODS, out=tmp_path)[:, ::-1], first)
     assert calls == [] and tree(tmp_path) == before
@@ -130,13 +133,13 @@ def child(*arguments):
 
 def blocks_computed(monkeypatch):
     """List that grows by a name with each block that is computed from now on."""
-    computed, fill = [], attribution._fill
+    computed, fill = [], passes.fill
 
     def counting(maps, encoder, *arguments, **settings):
         computed.append(encoder.name)
         return fill(maps, encoder, *arguments, **settings)
 
-    monkeypatch.setattr(attribution, "_fill", counting)
+    monkeypatch.setattr(passes, "fill", counting)
     return computed
 
 
@@ -251,13 +254,13 @@ def test_other_images_methods_options_or_encoders_are_refused_and_nothing_is_mix
         for n in (2, 3)
     ]
     for represent in (
-        *(loaders._Tap(network, layer) for layer in ("1", "2")),
-        loaders._Tap(network, "2", "input"),
+        *(representation.Tap(network, layer) for layer in ("1", "2")),
+        representation.Tap(network, "2", "input"),
         *(Places(n) for n in (2, 3)),
         *(Places(n).first for n in (2, 3)),
     ):
         strangers.append(Encoder("a", network, task="", family="", input_size=(12, 12), represent=represent))
-    assert len({store.encoder_sha256(encoder) for encoder in [toy("a"), *strangers]}) == len(strangers) + 1
+    assert len({encoder.fingerprint() for encoder in [toy("a"), *strangers]}) == len(strangers) + 1
     for encoder in strangers:
         with pytest.raises(ValueError, match="another encoder that is called a too.*store.delete"):
             attribute([toy("b"), encoder], images, out=tmp_path)
@@ -300,7 +303,9 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path):
     attribute(toy("a"), probe(), out=tmp_path)
-    zarr.open_group(tmp_path, mode="r+").attrs["version"] = store.VERSION - 1
+    attributes = dict(zarr.open_group(tmp_path, mode="r").attrs) | {"version": store.VERSION - 1}
+    del attributes["sha256"]  # there were no checksums
+    zarr.open_group(tmp_path, mode="r+").attrs.put(attributes)
     for call in (store.open, lambda path: attribute(toy("b"), probe(), out=path)):
         with pytest.raises(ValueError, match="no store of maps that this version can read"):
             call(tmp_path)
@@ -422,7 +427,13 @@ def test_zarr_alone_can_read_a_store(tmp_path):
     np.testing.assert_array_equal(model["map"].astype(np.float32) * model["scale"], expected.sel(model="b"))
     assert whole.attrs["methods"] == METHODS and whole.attrs["options"]["epsilon"] == 1e-4
     assert whole.attrs["probe_sha256"] == hashlib.sha256(images.values.tobytes()).hexdigest()
-    assert model.attrs == {"model": "b", "encoder_sha256": store.encoder_sha256(two()[1])}
+    there = model.attrs
+    assert there == {
+        "model": "b",
+        "encoder_sha256": two()[1].fingerprint(),
+        "store": there["store"],
+        "sha256": there["sha256"],
+    }
 
 
 def test_memory_is_flat_in_images_and_models(tmp_path, monkeypatch):
@@ -453,3 +464,191 @@ def test_the_package_does_not_import_zarr_or_dask_until_it_needs_them():
     code = "import sys, support.attribution; print({'zarr', 'dask', 'distributed', 'filelock'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "zarr" not in run.stdout and "d" not in run.stdout.replace("filelock", "")
+
+
+def flipped(file):
+    data = bytearray(file.read_bytes())
+    data[np.random.default_rng(len(data)).integers(len(data))] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit": flipped,
+    "first byte": lambda file: file.write_bytes(b"\0" + file.read_bytes()[1:]),
+    "short": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "half": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file: os.truncate(file, 0),
+    "long": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "gone": Path.unlink,
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+}
+
+
+def read(path):
+    """What can be read of a store, and everything that was said."""
+    said = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            maps = store.open(path).load()
+        except (ValueError, FileNotFoundError) as error:
+            maps, said = None, [str(error)]
+    return maps, " ".join(said + [str(w.message) for w in caught])
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_whatever_happens_to_a_file_is_named_and_the_same_call_mends_it(tmp_path, monkeypatch, kind):
+    expected = attribute(two(), probe(n=7), METHODS, out=tmp_path).load()
+    before, computed = tree(tmp_path), blocks_computed(monkeypatch)
+    for name in before:
+        file = tmp_path / name
+        DAMAGE[kind](file)
+        maps, said = read(tmp_path)
+        whose = name.partition("/")[0]
+        only_for_others = name.endswith(("map/zarr.json", "scale/zarr.json"))  # whose content the header says
+        if only_for_others:
+            assert said == ""
+            xr.testing.assert_identical(maps, expected)
+        elif name == "zarr.json":
+            assert maps is None and str(tmp_path) in said and "attribution.attribute(..., out=" in said
+        else:
+            interrupted = "/scale/" in name and kind == "gone"
+            assert ("interrupted: ['" + whose if interrupted else str(file)) in said, (name, said)
+            assert "attribution.attribute(..., out=" in said
+            if maps is not None:
+                assert whose not in maps.model.values
+                xr.testing.assert_identical(maps, expected.sel(model=maps.model.values))
+            with pytest.raises((KeyError, store.Damaged), match=whose):
+                store.open(tmp_path, [whose]).load()
+        computed.clear()
+        xr.testing.assert_identical(attribute(two(), probe(n=7), METHODS, out=tmp_path).load(), expected)
+        assert len(computed) == (0 if only_for_others or name == "zarr.json" else 2 if "/c." not in name else 1)
+        if not only_for_others:
+            assert tree(tmp_path) == before, name
+        DAMAGE["gone"](tmp_path / "b" / "scale" / "c.0.0")  # so that there is something to do
+        attribute(two(), probe(n=7), METHODS, out=tmp_path)
+        assert tree(tmp_path) == before, name
+
+
+def test_killed_and_then_damaged_a_store_ends_with_the_same_bytes(tmp_path, finished):
+    for last in (22, 35, 49):
+        path = tmp_path / str(last)
+        assert child(path, last) == -signal.SIGKILL
+        for file in sorted(path.rglob("c.*"))[:: last % 4 + 1]:
+            flipped(file)
+        attribute(two(), probe(n=7), METHODS, out=path)
+        assert tree(path) == finished
+
+
+def test_files_of_another_model_or_store_are_not_taken_for_its_own(tmp_path):
+    expected = attribute(two(), probe(n=7), METHODS, out=tmp_path / "one").load()
+    attribute(two(), probe(n=7, seed=1), METHODS, out=tmp_path / "other")
+    before = tree(tmp_path / "one")
+    shutil.copytree(tmp_path / "other" / "a", tmp_path / "one" / "c")
+    shutil.copytree(tmp_path / "one" / "b", tmp_path / "one" / "d")
+    maps, said = read(tmp_path / "one")
+    xr.testing.assert_identical(maps, expected)
+    assert f"{tmp_path / 'one' / 'c' / 'zarr.json'}, which says whose maps are beside it, is of another" in said
+    assert str(tmp_path / "one" / "d") in said
+    (tmp_path / "one" / "zarr.json").unlink()
+    with pytest.raises(ValueError, match="without an intact header.*choose another folder|not empty"):
+        attribute(two(), probe(n=7), METHODS, out=tmp_path / "one")
+    for name in "cd":
+        shutil.rmtree(tmp_path / "one" / name)
+    attribute(two(), probe(n=7), METHODS, out=tmp_path / "one")
+    assert tree(tmp_path / "one") == before
+    (tmp_path / "one" / "zarr.json").unlink()
+    with pytest.raises(ValueError, match="not empty|without an intact header"):
+        attribute(two(), probe(n=7), "saliency", out=tmp_path / "one")
+
+
+def test_an_open_array_refuses_once_its_model_was_replaced_or_removed(tmp_path):
+    images = probe(n=7)
+    maps, expected = attribute(two(), images, out=tmp_path), attribute(two(), images)
+    store.delete(tmp_path, "a")
+    with pytest.raises(ValueError, match="maps of a were removed after this array was opened: open the store again"):
+        maps.load()
+    np.testing.assert_allclose(maps.sel(model="b"), expected.sel(model="b"), rtol=2e-3, atol=1e-6)
+    attribute(toy("a", seed=5), images, out=tmp_path)
+    with pytest.raises(ValueError, match="maps of a were replaced by those of another network"):
+        maps.isel(model=0, image=3).load()
+    store.delete(tmp_path, "a")
+    attribute(toy("a"), images, out=tmp_path)
+    np.testing.assert_allclose(maps, expected, rtol=2e-3, atol=1e-6)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ValueError, match="were removed"):
+        maps.load()
+    attribute(two(), probe(n=7, seed=3), out=tmp_path)
+    with pytest.raises(ValueError, match="were replaced|is of another store"):
+        maps.load()
+
+
+def test_any_name_is_a_folder(tmp_path):
+    names = [
+        "网" * 27,
+        "网" * 28,
+        "络" * 300,
+        "a" * 248,
+        "b" * 5000,
+        "b" * 5001,
+        ".",
+        "..",
+        "a/b",
+        "%-",
+        "x%2Fy",
+        "Å\ud800",
+    ]
+    names += ["CON", ".draft_a", "_", " ", "\n", "\0", "é" * 40]
+    encoders = [toy(name, seed=i) for i, name in enumerate(names)]
+    maps = attribute(encoders, probe(n=2), out=tmp_path)
+    assert sorted(store.open(tmp_path).model.values.tolist()) == sorted(names)
+    np.testing.assert_allclose(maps, attribute(encoders, probe(n=2)), rtol=2e-3, atol=1e-6)
+    for name in names:
+        store.delete(tmp_path, name)
+    assert store.open(tmp_path).sizes["model"] == 0
+    with pytest.raises(ValueError, match="name of an encoder is a text of one character"):
+        attribute(toy(""), probe(n=2), out=tmp_path)
+
+
+def test_what_is_called_finished_is_on_the_disk(tmp_path, monkeypatch):
+    flushed, named, original, replace = [], [], os.fsync, os.replace
+
+    def fsync(handle):
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        original(handle)
+
+    def renamed(source, target):
+        assert str(source) in flushed, "named before its bytes were on the disk"
+        if "/scale/c." in str(target):  # the mark
+            block = int(str(target).rpartition(".")[2])
+            chunks = [f for f in named if f.startswith(f"{Path(target).parents[1]}/map/c.")]
+            assert len(chunks) == len(METHODS) * 2 * (block + 1)
+            assert flushed[-2] == f"{Path(target).parents[1]}/map", "marked before the names of its files were"
+        named.append(str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", renamed)
+    attribute(two(), probe(n=8), METHODS, out=tmp_path / "maps")
+    assert flushed[-1] == str(tmp_path / "maps" / "b" / "scale")
+    assert {str(tmp_path), str(tmp_path / "maps"), str(tmp_path / "maps" / "a")} <= {
+        f.replace("/.draft_", "/") for f in flushed
+    }
+    assert len(named) == len(tree(tmp_path / "maps"))
+
+
+def test_an_edited_file_is_another_network(tmp_path):
+    file = tmp_path / "net.py"
+    code = "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
+    code += "    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), Head())\n"
+    code += "class Head(nn.Module):\n    def forward(self, x): return torch.relu(x)\n"
+    preprocessing = {"input_size": (24, 24)}
+
+    def load(text):
+        file.write_text(text)
+        return zoo.load(f"python:{file}:net#4", preprocessing=preprocessing)
+
+    maps = attribute(load(code), probe(n=2), out=tmp_path / "maps").load()
+    xr.testing.assert_identical(attribute(load(code), probe(n=2), out=tmp_path / "maps").load(), maps)
+    with pytest.raises(ValueError, match="another encoder that is called python:net.py:net#4 too"):
+        attribute(load(code.replace("torch.relu(x)", "torch.tanh(x)")), probe(n=2), out=tmp_path / "maps")

@@ -16,8 +16,9 @@ import pytest
 import torch
 import xarray as xr
 
-from support import attribution, taskonomy, wheels, zoo
+from support import attribution, taskonomy, zoo
 from support.bank.tasks import TASKS
+from support.sources import shared
 
 DIGEST = "7eb0fe2c2b292e502540fc7bf8f0e2103b0da55aadcc330992ca47da926172ce"
 
@@ -25,7 +26,7 @@ DIGEST = "7eb0fe2c2b292e502540fc7bf8f0e2103b0da55aadcc330992ca47da926172ce"
 @functools.cache
 def visualpriors():
     """The module of the package visualpriors that holds the published class, loaded without the package's others."""
-    path = wheels.find("visualpriors", "visualpriors/taskonomy_network.py", DIGEST, "0.3.5")
+    path = shared.find("visualpriors", "visualpriors/taskonomy_network.py", DIGEST, "0.3.5")
     spec = importlib.util.spec_from_file_location("taskonomy_network", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -305,9 +306,9 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.ones(2), "expected a dictionary with the tensors as 'state_dict'"),
-        ({"conv1.weight": torch.ones(2)}, "expected a dictionary with the tensors as 'state_dict'"),
-        ({"state_dict": {"conv1.weight": 1}}, "expected a dictionary with the tensors as 'state_dict'"),
+        (torch.ones(2), r"holds no state dictionary, expected tensors by name \(or these as 'state_dict'\)"),
+        ({"conv1.weight": torch.ones(2)}, "not the values of a ResNet50.*conv1.weight"),
+        ({"state_dict": {"conv1.weight": 1}}, "holds no state dictionary"),
         ({"state_dict": {"conv1.weight": torch.ones(64, 3, 7, 7)}}, "not the values of a ResNet50.*bn1.weight"),
     ],
 )

@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, loaders, oracle, probe, wheels, zoo
+from support import answers, attribution, oracle, probe, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
+from support.sources import package, shared
 
 NAMES = [
     f"package:{name}"
@@ -36,7 +37,7 @@ def encoder(name):
 
 @functools.cache
 def labelled_photographs():
-    folder = wheels.find("foolbox", "foolbox/data/imagenet_00_243.jpg").parent
+    folder = shared.find("foolbox", "foolbox/data/imagenet_00_243.jpg").parent
     files = sorted(folder.glob("imagenet_*.jpg"))
     pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32)[None] / 255 for file in files]
     return pictures, torch.tensor([int(file.stem.split("_")[2]) for file in files])
@@ -208,6 +209,15 @@ def test_keypoints_move_with_the_photograph():
     nearest = np.linalg.norm(moved[inside, None] - there, axis=-1).min(1)
     at_random = np.linalg.norm((moved[inside] + [17, 11])[:, None] - there, axis=-1).min(1)
     assert inside.sum() > 40 and np.median(nearest) < 2.5 < np.median(at_random)
+
+
+def test_every_example_that_can_be_right_is_right():
+    found = answers.examples({encoder.name: encoder for encoder in zoo.load_all("package")})
+    assert [example.is_right for example in found] == [None, True, True, True, True, None, True, True]
+    assert [example.title for example in found][3:5] == ["PP-OCR: “CAFE”", "page: turned 90°"]
+    for example in found:
+        assert example.picture.ndim == 3 and example.picture.shape[2] == 3
+        assert 0 <= example.picture.min() < example.picture.max() <= 1
 
 
 # every network
@@ -480,16 +490,80 @@ def test_unknown_networks_get_the_known_ones(spec, message):
         zoo.load(spec)
 
 
-def test_unknown_scheme():
-    with pytest.raises(ValueError, match="unknown scheme 'banks'; known: package, bank"):
-        zoo.load_all("banks")
+@pytest.mark.parametrize("scheme", ["banks", "onnx", None, 3])
+def test_unknown_scheme(scheme):
+    with pytest.raises(ValueError, match=f"unknown scheme {scheme!r}; known: package, bank, taskonomy$"):
+        zoo.load_all(scheme)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"seed": 1.0}, "seed is 1.0"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"seed": True}, "seed is True"),
+        ({"preprocessing": "grey"}, "preprocessing is 'grey', expected a dictionary with input_size"),
+        ({"weights": 3}, "weights is a int, expected a file"),
+        ({"weights": {}}, "weights is a dict, expected a file"),
+    ],
+)
+def test_arguments_of_other_kinds_get_a_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.load("bank:edge2d", **options)
+    if "seed" in options:
+        with pytest.raises(ValueError, match=message):
+            zoo.load_all("bank", **options)
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 3, 1.5, b"bank:edge2d", ["bank:edge2d"], Path("bank:edge2d"), "", ":", "bank:", "bank"]
+)
+def test_no_name_gets_the_known_ones(spec):
+    with pytest.raises(ValueError, match="unknown network .*Known are package:mobilenet_v2, .*schemes: package, bank"):
+        zoo.load(spec)
+
+
+def test_a_source_is_one_entry(monkeypatch):
+    def load(name, weights=None):
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout() if name == "x" else torch.nn.Softmax(0)
+        )
+        return zoo.Encoder(
+            f"toy:{name}", network, task="none", family="toy", input_size=(8, 8), card={"title": str(weights)}
+        )
+
+    monkeypatch.setitem(zoo.SOURCES, "toy", zoo.Source("toys", load, names=lambda: {"x": ("none", "toy")}))
+    assert zoo.load("toy:x").name == "toy:x" and [encoder.name for encoder in zoo.load_all("toy")] == ["toy:x"]
+    assert zoo.available().set_index("name").loc["toy:x"].tolist() == ["none", "toy", True, ""]
+    with pytest.raises(ValueError, match="unknown network 'toy:xx', did you mean 'toy:x'"):
+        zoo.load("toy:xx")
+    with pytest.raises(ValueError, match="toy:x has no seed"):
+        zoo.load("toy:x", seed=1)
+    any_name = zoo.Source("toys", load, how=lambda name, seed: "make toys", form="NAME", options=("weights",))
+    monkeypatch.setitem(zoo.SOURCES, "toy", any_name)
+    assert zoo.load("toy:x", weights="file").card == {"title": "file", "parameters": 112}
+    with pytest.raises(ValueError, match="toy:y: the representation of an image depends on the other images"):
+        zoo.load("toy:y")  # what nobody listed is checked
+    with pytest.raises(ValueError, match="'toy:' names no network, expected toy:NAME"):
+        zoo.load("toy:")
+    assert zoo.available().set_index("name").loc["toy:NAME"].tolist() == ["any", "any", False, "make toys"]
+
+
+def test_the_table_of_networks_is_complete():
+    table = package.table()
+    assert [f"package:{name}" for name in table.index] == NAMES
+    for name, row in table.iterrows():
+        path = shared.find(row.package, row.file, row.sha256, row.version)
+        assert path.stat().st_size == int(row.bytes), name
+        assert set(row[row == ""].index) <= {"tensor"} and (row.tensor != "") == row.file.endswith(".onnx")
 
 
 def test_available_lists_all_as_loadable():
     table = zoo.available()
     assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
     here = NAMES + [f"bank:{task}" for task in (*TASKS, "random")]
-    schemes = list(loaders.SCHEMES.values())
+    schemes = [f"{scheme}:{source.form}" for scheme, source in zoo.SOURCES.items() if source.names is None]
     assert list(table["name"]) == here + [f"taskonomy:{task}" for task in TASKS] + schemes
     assert table["loadable"].dtype == bool and ((table["how"] == "") == table["loadable"]).all()
     assert table["loadable"][: len(here)].all()
@@ -516,7 +590,7 @@ def test_a_missing_package_gives_its_command(monkeypatch):
 
 
 def test_a_damaged_file_is_not_loaded(monkeypatch):
-    monkeypatch.setattr(wheels, "sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(shared, "sha256", lambda path: "0" * 64)
     with pytest.raises(ValueError, match="SHA-256"):
         zoo.load("package:mobilenet_v2")
     table = zoo.available()
@@ -545,7 +619,7 @@ def test_bank_loads_without_training_under_the_names_of_the_oracle(seed):
     assert set(truth.source.values) == set(TASKS) and truth.sizes == {"source": 20, "target": 18}
     for encoder in encoders:
         assert encoder.input_size == (64, 64)
-        assert encoder.card["sha256"] == wheels.sha256(work.FOLDER / encoder.card["file"])
+        assert encoder.card["sha256"] == shared.sha256(work.FOLDER / encoder.card["file"])
         assert f"seed {seed}" in encoder.card["trained_on"]
 
 

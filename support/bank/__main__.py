@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from support import oracle, wheels
+from support import oracle
 from support.bank import tasks, training, transfers, work
+from support.sources import shared
 
 STAGES = ("render", "train", "transfer")
 
@@ -92,7 +93,7 @@ def report(folder):
     texts += ["The same in the published rankings", _by_group(published), ""]
     texts += ["Files"]
     texts += [
-        f"{path.name}  {path.stat().st_size:>11,} bytes  {wheels.sha256(path)}"
+        f"{path.name}  {path.stat().st_size:>11,} bytes  {shared.sha256(path)}"
         for path in sorted(Path(folder).glob("*_seed*.*"))
     ]
     return "\n".join(texts)

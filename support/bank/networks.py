@@ -45,6 +45,9 @@ class Encoder(nn.Sequential):
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 8, 8, 8).
     """
 
+    size, shape = SIZE, (CHANNELS, SIDE, SIDE)
+    is_signed = False
+
     def __init__(self):
         super().__init__(
             _block(3, 24, stride=2),

@@ -5,8 +5,7 @@ import contextlib
 import torch
 from torch import nn
 
-from support.bank import networks, tasks, work
-from support.oracle import RANDOM
+from support.bank import RANDOM, networks, tasks, work
 
 LEARNING_RATE = 4e-3  # the peak of the one-cycle schedule
 GREY_INPUT = "colorization"  # the one task whose network is trained on grey images and then meets coloured ones

@@ -8,9 +8,11 @@ import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,9 @@ import torch
 from onnx import TensorProto, numpy_helper, reference
 from torch import nn
 
-from support.sources import onnx_graph, onnx_operators
+from support.encoder import Encoder
+from support.sources import onnx_graph, onnx_operators, representation, shared, wrap
+from support.sources.representation import shape_of_one
 
 ONNX2TORCH_VERSION = "1.5.15"
 TOLERANCE = 1e-3  # of a converted tensor, in units of its root mean square over one image
@@ -484,23 +488,41 @@ def _naming(path, network=None):
         raise ValueError(f"{path.name}: {network.theirs(text) if network else text}"[:1000]) from error
 
 
-def from_file(target, tensor, preprocessing, weights, seed):
+def how(name: str = "", seed: int | None = None) -> str:
+    """Command that installs the converter.
+
+    Parameters
+    ----------
+    name, seed
+        Not used.
+
+    Returns
+    -------
+    str
+        Empty when it is installed.
+
+    Examples
+    --------
+    >>> how()
+    ''
+    """
+    missing = importlib.util.find_spec("onnx2torch") is None
+    return f"pip install --no-deps onnx2torch=={ONNX2TORCH_VERSION}" if missing else ""
+
+
+def from_file(target: str, *, preprocessing: Mapping | None = None) -> Encoder:
     """The encoder of an ONNX file, as `support.zoo.load` makes it.
 
     Parameters
     ----------
     target : str
-        Path of the file.
-    tensor : str
-        The file's name of the tensor that is the representation; chosen where it is empty.
-    preprocessing : dict
+        Path of the file, and the file's name of the tensor that is the representation; chosen where it is left out.
+    preprocessing : mapping, optional
         As for `support.zoo.load`.
-    weights, seed
-        Not to be said: an ONNX file holds its weights.
 
     Returns
     -------
-    support.zoo.Encoder
+    Encoder
 
     Raises
     ------
@@ -508,14 +530,12 @@ def from_file(target, tensor, preprocessing, weights, seed):
         The file cannot be read, converted, or run with two images; or the converted network is another one than the
         reference computes.
     """
-    from support import loaders
-
-    if weights is not None:
-        raise ValueError("an ONNX file holds its weights: leave out weights")
-    path = loaders._file(target)
+    place, tensor = shared.split(target)
+    path = shared.existing(place)
+    name = f"onnx:{path.name}" + (f"#{tensor}" if tensor else "")
     with _naming(path):
         network, producer, digest = _network(path)
-        preprocessing, n_channels = _preprocessing(network.axes, preprocessing)
+        preprocessing, n_channels = _preprocessing(network.axes, dict(preprocessing or {}))
     size, layout = preprocessing["input_size"], preprocessing["layout"]
     shape = (*size, n_channels) if layout == "NHWC" else (n_channels, *size)
     with _naming(path, network):
@@ -523,7 +543,8 @@ def from_file(target, tensor, preprocessing, weights, seed):
         record = _Record(network, whole)
         try:
             with torch.no_grad():
-                results = loaders._tensors(whole(loaders._trial(size, layout, n_channels), record))
+                images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+                results = list(representation.tensors(whole(images, record)))
         except RuntimeError as error:
             raise ValueError(
                 "it cannot be run with two images: a size is fixed in it, as in an export for one image only; export "
@@ -531,30 +552,28 @@ def from_file(target, tensor, preprocessing, weights, seed):
             ) from error
         alternatives = {}
         if not tensor:
-            results = [loaders._shape(result) for result in results if loaders._shape(result)]
+            results = [shape_of_one(result) for result in results if shape_of_one(result)]
             passed = functools.partial(_is_passed, whole)
-            feature, alternatives = loaders.choose(record.made, record.read, results, size, passed)
+            feature, alternatives = representation.choose(record.made, record.read, results, size, passed)
             tensor = network.names[feature.name]
             alternatives = {network.names[name]: text for name, text in alternatives.items()}
         made = cut(whole, network, tensor)
         compare(network, whole, shape, made.cut.results[0])
-    encoder = loaders._encoder(
+    encoder = wrap.encoder(
+        name,
         made,
-        lambda inputs: loaders._orient(made.represent(inputs), size),
+        functools.partial(representation.said, made, size),
         preprocessing,
         family=f"ONNX graph{f' of {onnx_graph.shown(producer)[1:-1]}' if producer else ''}",
-        representation=f"the tensor {tensor}",
-        alternatives=alternatives,
         file=path,
+        sources={"graph": digest},
     )
-    encoder.card["sha256"] = digest
+    encoder.card |= {"sha256": digest, "representation": f"The tensor {tensor}.", "alternatives": alternatives}
     return encoder
 
 
 def _preprocessing(axes, preprocessing):
     """Preprocessing with what the graph's input says, and the number of its channels."""
-    from support import loaders
-
     if len(axes) != 4:
         raise ValueError(f"the input has {len(axes)} axes, expected four: a batch of images")
     if "layout" not in preprocessing:
@@ -565,7 +584,7 @@ def _preprocessing(axes, preprocessing):
         n_channels = 1 if preprocessing.get("channels") == "GREY" else 3
     if n_channels not in (1, 3):
         raise ValueError(f"the input has {n_channels} channels, expected 3 (or 1, grey)")
-    preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or loaders.SIZE for length in size))
+    preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or wrap.SIZE for length in size))
     if n_channels == 1:
         preprocessing = {"channels": "GREY"} | preprocessing
     return preprocessing, n_channels
@@ -587,18 +606,15 @@ class _Record:
         self.made, self.read = [], []
 
     def __call__(self, step, taken, made):
-        from support import loaders
-
-        shape = loaders._shape
         if step.makes[0] in self.learned:
             for name, value in zip(step.takes, taken, strict=True):
-                if shape(value):
-                    self.read.append(loaders.Feature(name, shape(value), len(self.made) + len(self.read)))
+                if shape_of_one(value):
+                    self.read.append(representation.Feature(name, shape_of_one(value), len(self.made) + len(self.read)))
                     break
-        if len(step.makes) == 1 and shape(made[0]):
+        if len(step.makes) == 1 and shape_of_one(made[0]):
             (name,) = step.makes
             order = len(self.made) + len(self.read)
-            self.made.append(loaders.Feature(name, shape(made[0]), order, goes_on=name in self.goes_on))
+            self.made.append(representation.Feature(name, shape_of_one(made[0]), order, goes_on=name in self.goes_on))
 
 
 def _is_passed(whole, feature):

@@ -1,11 +1,13 @@
 """Any network by one string: ONNX files, Python files, torchvision and timm; the rule for the representation."""
 
 import importlib.metadata
+import io
 import os
 import pickle
 import sys
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import onnx
@@ -16,7 +18,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from support import attribution, loaders, onnx_import, probe, zoo
+from support import attribution, probe, zoo
+from support.sources import hubs, wrap
+from support.sources import onnx as onnx_files
 
 SIZE = (24, 32)
 
@@ -201,7 +205,7 @@ def test_what_is_no_graph_is_refused(tmp_path):
     with pytest.raises(ValueError, match="names no network"):
         zoo.load("onnx:")
     export(classifier(), path)
-    with pytest.raises(ValueError, match="holds its weights"):
+    with pytest.raises(ValueError, match="own.onnx has its own weights"):
         zoo.load(f"onnx:{path}", weights="random")
 
 
@@ -241,9 +245,13 @@ def wrapped(network, tmp_path, scheme):
     """The same network by its ONNX file or as a module."""
     if scheme == "onnx":
         return zoo.load(f"onnx:{export(network, tmp_path / 'own.onnx')}")
-    encoder = loaders._from_module(network, "", {"input_size": SIZE}, None, family="own", title="own")
-    loaders._check(encoder)
+    encoder = of_module(network, SIZE)
+    encoder.check()
     return encoder
+
+
+def of_module(network, size):
+    return wrap.of_module("own", network, "", {"input_size": size}, None, family="own", title="own")
 
 
 both = pytest.mark.parametrize("scheme", ["onnx", "module"])
@@ -291,14 +299,14 @@ def test_of_a_transformer_what_the_head_reads_or_the_mean_of_the_tokens(tmp_path
 
 def test_without_a_place_the_last_vector_before_a_learned_layer():
     network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 9), nn.ReLU(), nn.Linear(9, 2)))()
-    encoder = loaders._from_module(network, "", {"input_size": (8, 8)}, None, family="own", title="own")
+    encoder = of_module(network, (8, 8))
     inputs = encoder.preprocess(images())
     torch.testing.assert_close(encoder.represent(inputs), network[:3](inputs))
 
 
 def test_nothing_before_a_learned_layer():
-    with pytest.raises(ValueError, match="no layer comes before"):
-        loaders._from_module(nn.Conv2d(3, 4, 1), "", {}, None, family="own", title="own")
+    with pytest.raises(ValueError, match="own: no layer comes before"):
+        of_module(nn.Conv2d(3, 4, 1), (8, 8))
 
 
 # python
@@ -352,8 +360,7 @@ def constant():
 def own(tmp_path):
     (tmp_path / "own.py").write_text(FILE)
     (tmp_path / "beside.py").write_text("WIDTH = 6\n")
-    yield f"python:{tmp_path / 'own.py'}"
-    sys.modules.pop("beside", None)
+    return f"python:{tmp_path / 'own.py'}"
 
 
 SMALL = {"input_size": (16, 16)}
@@ -366,7 +373,6 @@ def test_factory(own):
     units = encoder.represent(inputs)
     assert units.shape == (2, 6, 8, 8) and units.min() == 0  # after the ReLU
     assert not any(parameter.requires_grad for parameter in encoder.network.parameters())
-    assert "beside" in sys.modules and not any(folder in sys.path for folder in [own.split(":")[1].rsplit("/", 1)[0]])
     gradient = attribution.attribute(
         encoder, probe.load("rooms", n_images=2, size=16, seed=0), "epsilon_lrp", progress=False
     )
@@ -376,7 +382,7 @@ def test_factory(own):
 def test_default_preprocessing_is_imagenets_and_can_be_said(own):
     grey = np.full((1, 8, 8, 3), 0.5, np.float32)
     found = zoo.load(f"{own}:make", preprocessing=SMALL).preprocess(grey)[0, :, 0, 0]
-    np.testing.assert_allclose(found, (0.5 - np.array(loaders.MEAN)) / np.array(loaders.STD), rtol=1e-5)
+    np.testing.assert_allclose(found, (0.5 - np.array(wrap.MEAN)) / np.array(wrap.STD), rtol=1e-5)
     said = {"scale": 255, "mean": (1, 2, 3), "std": (2, 2, 2), "channels": "BGR"}
     found = zoo.load(f"{own}:make", preprocessing=SMALL | said).preprocess(grey)[0, :, 0, 0]
     np.testing.assert_allclose(found, (127.5 - np.array([1, 2, 3])) / 2, rtol=1e-5)
@@ -388,9 +394,10 @@ def test_layer_by_its_path(own):
     encoder = zoo.load(f"{own}:Named#body.0", preprocessing=SMALL)
     inputs = encoder.preprocess(images())
     assert encoder.name == "python:own.py:Named#body.0"
-    # the ReLU that follows works in place: a layer's output is taken as the rest of the network gets it
-    torch.testing.assert_close(encoder.represent(inputs), torch.relu(encoder.network.body[0](inputs)))
-    with pytest.raises(ValueError, match="unknown layer 'body.9'; near it are .*'body.1'"):
+    # the ReLU that follows works in place, and yet it is the output of the convolution
+    assert torch.equal(encoder.represent(inputs), encoder.network.body[0](inputs))
+    assert encoder.represent(inputs).min() < 0
+    with pytest.raises(ValueError, match="^python:own.py:Named#body.9: unknown layer .*near it are .*'body.1'"):
         zoo.load(f"{own}:Named#body.9", preprocessing=SMALL)
 
 
@@ -583,8 +590,9 @@ def test_epsilon_lrp_of_a_transformer_is_refused_by_name(tmp_path):
 
 def test_available_has_a_row_for_every_scheme():
     table = zoo.available().set_index("name")
-    assert list(table.index[-4:]) == list(loaders.SCHEMES.values())
-    assert table.loc[loaders.SCHEMES["onnx"], "loadable"] and table.loc[loaders.SCHEMES["python"], "loadable"]
+    forms = ["onnx:FILE[#tensor]", "python:FILE.py:FACTORY[#layer.path]", "torchvision:NAME[#layer.path]"]
+    assert list(table.index[-4:]) == [*forms, "timm:NAME[#layer.path]"]
+    assert table.loc[forms[:2], "loadable"].all()
 
 
 @pytest.mark.parametrize(
@@ -598,13 +606,13 @@ def test_available_has_a_row_for_every_scheme():
 def test_the_command_names_the_torchvision_of_this_torch(monkeypatch, torch_version, requirement):
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: torch_version if name == "torch" else real(name))
-    monkeypatch.setattr(loaders, "_works", lambda package: False)
-    monkeypatch.setattr(loaders.importlib.util, "find_spec", lambda name: None)
-    assert loaders.how("torchvision") == f"pip install {requirement}"
-    assert loaders.how("timm") == f"pip install {requirement} && pip install timm"
-    assert loaders.how("onnx") == f"pip install --no-deps onnx2torch=={onnx_import.ONNX2TORCH_VERSION}"
-    monkeypatch.setattr(loaders.importlib.util, "find_spec", lambda name: name)
-    assert loaders.how("torchvision") == f"pip install --force-reinstall --no-deps {requirement}"
+    monkeypatch.setattr(hubs, "_works", lambda package: False)
+    monkeypatch.setattr(hubs.importlib.util, "find_spec", lambda name: None)
+    assert hubs.how_torchvision() == f"pip install {requirement}"
+    assert hubs.how_timm() == f"pip install {requirement} && pip install timm"
+    assert onnx_files.how() == f"pip install --no-deps onnx2torch=={onnx_files.ONNX2TORCH_VERSION}"
+    monkeypatch.setattr(hubs.importlib.util, "find_spec", lambda name: name)
+    assert hubs.how_torchvision() == f"pip install --force-reinstall --no-deps {requirement}"
     for spec in ("torchvision:resnet18", "timm:resnet18"):
         with pytest.raises(ImportError, match="needs a torchvision built for torch .*pip install"):
             zoo.load(spec)
@@ -613,5 +621,31 @@ def test_the_command_names_the_torchvision_of_this_torch(monkeypatch, torch_vers
 def test_listed_networks_keep_their_preprocessing():
     with pytest.raises(ValueError, match="bank:edge2d has its own preprocessing"):
         zoo.load("bank:edge2d", preprocessing={"scale": 2})
-    with pytest.raises(ValueError, match="has its own preprocessing and weights"):
+    with pytest.raises(ValueError, match="bank:edge2d has its own weights"):
         zoo.load("bank:edge2d", weights="random")
+
+
+# files of weights that ask for more memory than they may
+
+
+def compressed(path, network):
+    """A file of torch whose parts are compressed, as no file of torch's own is."""
+    torch.save(network.state_dict(), path)
+    parts = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in parts.namelist():
+            file.writestr(name, parts.read(name))
+
+
+def test_weights_that_need_much_more_memory_than_the_file_has_bytes(own, tmp_path, monkeypatch):
+    path = tmp_path / "own.pt"
+    network = nn.Linear(1000, 1000)
+    nn.init.zeros_(network.weight)
+    compressed(path, network)
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="own.pt has .* bytes and its tensors need .* more than 4 times as many"):
+        zoo.load(f"{own}:make", preprocessing=SMALL, weights=path)
+    monkeypatch.undo()
+    torch.save({"0.weight": torch.zeros(1).expand(10**9)}, path)
+    with pytest.raises(ValueError, match="its tensors need 4,000,000,000, more than 4 times"):
+        zoo.load(f"{own}:make", preprocessing=SMALL, weights=path)

@@ -4,10 +4,15 @@ Every network gives its full output when it is called, and its representation R 
 feature map before pooling or head, after its nonlinearity. Inputs are (image, channel, y, x) float32 tensors.
 """
 
+import functools
+from pathlib import Path
+
 import h5py
 import torch
 from torch import nn
 from torch.nn import functional
+
+from support.sources import weights
 
 
 def _conv_norm_relu6(n_in, n_out, kernel=3, stride=1, groups=1):
@@ -313,7 +318,66 @@ class ONet(nn.Module):
         return self.dense6_1(hidden).softmax(1)[:, 1], self.dense6_2(hidden), self.dense6_3(hidden)
 
 
-def randomise(network, inputs, seed=0):
+NETWORKS = {
+    "mobilenet_v2": MobileNetV2,
+    "efficientnet_lite0": functools.partial(EfficientNetLite, width=1.0, depth=1.0),
+    "efficientnet_lite2": functools.partial(EfficientNetLite, width=1.1, depth=1.2),
+    "hed": HED,
+    "xfeat": XFeat,
+    "mtcnn_onet": ONet,
+}
+
+
+def load(name: str, path: str | Path) -> nn.Module:
+    """One of `NETWORKS` with the weights of a file.
+
+    Parameters
+    ----------
+    name : str
+        Its key.
+    path : str or Path
+        A file of torch with a state dictionary; of "hed" a file of Keras 3, ``.weights.h5``, with groups block1 …
+        block5, dsn1 … dsn5 and fuse, kernels being (y, x, in, out).
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    OSError, ValueError
+        As for `support.sources.weights.fill`; the HDF5 file has no such group, or a kernel of another shape.
+
+    Examples
+    --------
+    >>> from support.sources.shared import find
+    >>> file = find("facenet-pytorch", "facenet_pytorch/data/onet.pt")
+    >>> load("mtcnn_onet", file).represent(torch.zeros(1, 3, 48, 48)).shape
+    torch.Size([1, 128, 3, 3])
+    """
+    network = NETWORKS[name]()
+    if Path(path).suffix != ".h5":
+        weights.fill(network, path)
+        return network
+    try:
+        with h5py.File(path) as file:
+            network.load_state_dict({key: _of_keras(file, key) for key in network.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{Path(path).name} has not the weights of {name}: {error}") from None
+    return network
+
+
+def _of_keras(file, key):
+    """A kernel or bias of HED by its name in torch."""
+    module, kind = key.rsplit(".", 1)
+    if module.startswith("block"):
+        block, layer = module.split(".conv")
+        module = f"{block}/layers/conv2d" + (f"_{int(layer) - 1}" if layer != "1" else "")
+    values = torch.from_numpy(file[f"{module}/vars/{0 if kind == 'weight' else 1}"][()])
+    return values.permute(3, 2, 0, 1).contiguous() if kind == "weight" else values
+
+
+def randomise(network: nn.Module, inputs: torch.Tensor, seed: int = 0) -> nn.Module:
     """Make a network forget what it learnt, in place: the same architecture with random weights.
 
     Convolutions and linear layers get the initial weights of He et al. ("Delving Deep into Rectifiers", ICCV 2015) and
@@ -332,6 +396,12 @@ def randomise(network, inputs, seed=0):
     -------
     torch.nn.Module
         The same, in evaluation mode.
+
+    Examples
+    --------
+    >>> twin = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.rand(8, 3, 2, 2))
+    >>> twin[0].bias.abs().max().item()
+    0.0
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
@@ -345,124 +415,3 @@ def randomise(network, inputs, seed=0):
     with torch.no_grad():
         network.train()(inputs)
     return network.eval()
-
-
-def _load_torch(network, path):
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    return network
-
-
-def mobilenet_v2(path):
-    """MobileNetV2 with the weights of a torch file.
-
-    Parameters
-    ----------
-    path : str or Path
-        State dictionary as torch saves it.
-
-    Returns
-    -------
-    MobileNetV2
-
-    Raises
-    ------
-    RuntimeError
-        The file's keys or shapes are not those of the network.
-    """
-    return _load_torch(MobileNetV2(), path)
-
-
-def efficientnet_lite(path, width, depth):
-    """EfficientNet-Lite with the weights of a torch file.
-
-    Parameters
-    ----------
-    path : str or Path
-        State dictionary as torch saves it.
-    width, depth : float
-        See `EfficientNetLite`.
-
-    Returns
-    -------
-    EfficientNetLite
-
-    Raises
-    ------
-    RuntimeError
-        The file's keys or shapes are not those of the network.
-    """
-    return _load_torch(EfficientNetLite(width, depth), path)
-
-
-def xfeat(path):
-    """XFeat with the weights of a torch file.
-
-    Parameters
-    ----------
-    path : str or Path
-        State dictionary as torch saves it.
-
-    Returns
-    -------
-    XFeat
-
-    Raises
-    ------
-    RuntimeError
-        The file's keys or shapes are not those of the network.
-    """
-    return _load_torch(XFeat(), path)
-
-
-def mtcnn_onet(path):
-    """MTCNN's O-Net with the weights of a torch file.
-
-    Parameters
-    ----------
-    path : str or Path
-        State dictionary as torch saves it.
-
-    Returns
-    -------
-    ONet
-
-    Raises
-    ------
-    RuntimeError
-        The file's keys or shapes are not those of the network.
-    """
-    return _load_torch(ONet(), path)
-
-
-def hed(path):
-    """HED with the weights of a Keras 3 file.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``.weights.h5`` file with groups block1 … block5, dsn1 … dsn5 and fuse; kernels are (y, x, in, out).
-
-    Returns
-    -------
-    HED
-
-    Raises
-    ------
-    KeyError
-        The file has no such group.
-    RuntimeError
-        A kernel has another shape.
-    """
-    network = HED()
-    state = {}
-    with h5py.File(path) as file:
-        for key in network.state_dict():
-            module, kind = key.rsplit(".", 1)
-            if module.startswith("block"):
-                block, layer = module.split(".conv")
-                layer = int(layer) - 1
-                module = f"{block}/layers/conv2d" + (f"_{layer}" if layer else "")
-            values = torch.from_numpy(file[f"{module}/vars/{0 if kind == 'weight' else 1}"][()])
-            state[key] = values.permute(3, 2, 0, 1).contiguous() if kind == "weight" else values
-    network.load_state_dict(state, strict=True)
-    return network
