@@ -283,10 +283,8 @@ def half_splits(losses: xr.DataArray, n_splits: int = 10, seed: int = 0) -> list
         raise ValueError(f"losses have the sizes {dict(losses.sizes)}: two halves need at least two images")
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(losses.sizes["image"]) for _ in range(n_splits)]
-    return [
-        tuple(transferability(losses.isel(image=order[part])) for part in (slice(half), slice(half, 2 * half)))
-        for order in orders
-    ]
+    halves = [(order[:half], order[half : 2 * half]) for order in orders]
+    return [(transferability(losses.isel(image=a)), transferability(losses.isel(image=b))) for a, b in halves]
 
 
 def tree(truth: xr.DataArray) -> np.ndarray:

@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, oracle, probe, zoo
+from support import attribution, oracle, probe, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
+from support.chapters import answers
 from support.sources import package, shared
 
 NAMES = [
