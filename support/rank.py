@@ -326,13 +326,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.out.resolve().is_relative_to(Path(given.images).resolve()):
         parser.error("--out lies inside --images: its picture would be an image of the next run; choose another folder")
     try:
+        sources = load_sources(given.networks)
+        if given.network:
+            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
+            target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
         images = probe.load(f"folder:{given.images}", given.n, given.pixels, given.seed, crop="centre", fewer=True)
         if given.labels:
             target = read_labels(given.labels, images.file.values.tolist())
-        else:
-            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
-            target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
-        sources = load_sources(given.networks)
         found = evidence(
             images,
             sources,
