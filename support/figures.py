@@ -1,5 +1,8 @@
 """Pictures that more than one notebook draws. Importing it sets the look of figures and tables."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -284,7 +287,7 @@ def matrix(values, label, ax=None):
     return ax.figure
 
 
-def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7):
+def panel(ax: plt.Axes, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7) -> None:
     """Draw a (source, target) matrix with small names and a colour bar below, to stand beside others.
 
     Parameters
@@ -321,7 +324,7 @@ def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: f
     ax.figure.colorbar(picture, ax=ax, orientation="horizontal", shrink=0.8)
 
 
-def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
+def priority_curve(ax: plt.Axes, correlation: xr.DataArray, truth: xr.DataArray) -> None:
     """Draw the correlation-priority curve, and the middle half of the targets around it.
 
     Parameters
@@ -346,7 +349,7 @@ def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
     ax.set(xlabel="place of the source (1 is best)", ylabel="correlation with the target (1)")
 
 
-def intervals(claims):
+def intervals(claims: Sequence[Any]) -> plt.Figure:
     """Draw claims that are judged by an interval, one a line, beside the band where the interval has to lie.
 
     Parameters

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from support import claims, evaluation, oracle, ranking, zoo
+from support import oracle, ranking, zoo
+from support.chapters import claims, evaluation
 from support.ranking import Interval, Mantel
 
 NAMES = list("abcdefgh")

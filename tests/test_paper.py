@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from support import claims, notebook, oracle, ranking
+from support import notebook, oracle, ranking
+from support.chapters import claims
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "book" / "paper.md").read_text(encoding="utf-8")
