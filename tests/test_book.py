@@ -403,7 +403,8 @@ book.main(["--profile", "smoke", "--only", "01_one", "02_two"])
 def test_a_killed_run_leaves_nothing_that_breaks_the_next(root, monkeypatch):
     """Killed while the second notebook runs: the first is not run again, the second is, and the lock is free."""
     write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
-    wait = "from pathlib import Path\nimport time\nPath('runs').write_text('')\nwhile Path('wait').exists(): time.sleep(0.1)"
+    wait = "from pathlib import Path\nimport time\nPath('runs').write_text('')\n"
+    wait += "while Path('wait').exists(): time.sleep(0.1)"
     write_notebook(root / "notebooks" / "02_two.ipynb", wait)
     write_profiles(root, "smoke: {}")
     (root / "wait").write_text("")
