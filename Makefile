@@ -12,7 +12,7 @@ help:
 	@echo "make defaults  every notebook with its own defaults, by nbval; takes longer than make test"
 	@echo "make smoke    the book with as little data as shows that every step works"
 	@echo "make paper    the book with as many images as there are, and the paper's experiment with downloaded weights"
-	@echo "make bank     the task banks: three times rooms, networks and transfers; takes two hours, goes on where it stopped"
+	@echo "make bank     the task banks: seven times rooms, networks and transfers; takes hours, goes on where it stopped"
 	@echo "make bench    time and memory, side by side with what they are compared with; writes data/benchmarks.csv"
 	@echo "make lab      JupyterLab, in the browser, on the introduction"
 	@echo "make install  only the environment, in $(VENV)"
@@ -32,7 +32,8 @@ book smoke paper: install
 	@"$(BIN)/python" -m support.book --profile $@ --strict
 
 bank: install
-	@for seed in 0 1 2; do "$(BIN)/python" -m support.bank all --seed $$seed --workers $(WORKERS) || exit 1; done
+	@for seed in 0 1 2 3 4 5 6; do "$(BIN)/python" -m support.bank all --seed $$seed --workers $(WORKERS) || exit 1; done
+	@"$(BIN)/python" -m support.bank budget --seed 0 --workers $(WORKERS)
 	@"$(BIN)/python" -m support.bank report
 
 bench: install

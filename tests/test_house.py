@@ -22,20 +22,20 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 # From the bottom to the top: a module imports from its own line or the lines above it. A name with a dot ending means
 # all modules of a folder.
 LAYERS = [
-    "labels identity wheels sources.shared sources.weights epsilon_lrp invariant store directions readout",
+    "labels identity sources.shared sources.weights epsilon_lrp invariant store directions readout",
     "bank bank.networks bank.rooms bank.tasks bank.work",
     "probe encoder",
-    "sources. networks loaders onnx_import taskonomy",
+    "sources. taskonomy",
     "zoo",
     "methods passes cluster attribution",
     "library space pairs",
-    "similarity predictivity",
+    "similarity",
     "oracle",
     "ranking supervised",
-    "bank.training bank.transfers bank.__main__",
+    "bank.training bank.transfers bank.report bank.__main__",
     "notebook figures",
     "chapters.",
-    "profiles runner pages sweep book",
+    "profiles runner pages sweep book rank",
 ]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 MOST_LINES = 15  # of a visible cell
