@@ -746,3 +746,12 @@ def test_a_whole_photograph_of_a_folder_is_the_one_the_tiles_were_cut_from(tmp_p
     np.testing.assert_array_equal(cut, tile[0].values)
     with pytest.raises(FileNotFoundError, match="b.png"):
         probe.photograph("b.png", folder=tmp_path)
+
+
+def test_fewer_photographs_than_asked_for_are_taken_where_that_is_allowed(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="choose n_images up to 3"):
+        probe.load(f"folder:{tmp_path}", 5, crop="centre")
+    assert probe.load(f"folder:{tmp_path}", 5, crop="centre", fewer=True).sizes["image"] == 3
