@@ -402,7 +402,8 @@ def test_maps_that_are_zero_or_not_finite_are_named():
 
 
 def test_a_method_from_outside_is_one_entry(monkeypatch):
-    from support import evaluation, figures
+    from support import figures
+    from support.chapters import evaluation
 
     entry = methods.Method("|gradient × input|", "exploratory", methods.MEAN, lambda p: (p.gradient * p.inputs).abs())
     monkeypatch.setitem(methods.TABLE, "size", entry)
