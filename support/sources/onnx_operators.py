@@ -572,20 +572,6 @@ def _cumulate(node):
     return _alone(cumulate, node, axis=axis, **settings)
 
 
-def normalise_responses(x, size, alpha, beta, bias):
-    """Local response normalisation over neighbouring channels."""
-    before = (size - 1) // 2
-    padding = [0, 0] * (x.ndim - 2) + [before, size - 1 - before]
-    squares = functional.pad(x.square(), padding).unfold(1, size, 1).sum(-1)
-    return x / (bias + alpha / size * squares) ** beta
-
-
-def _responses(node):
-    settings = {"size": node.get("size"), "alpha": node.get("alpha", 1e-4)}
-    settings |= {"beta": node.get("beta", 0.75), "bias": node.get("bias", 1.0)}
-    return _alone(normalise_responses, node, **settings)
-
-
 def normalise_groups(x, scale, bias, groups, epsilon, is_by_group):
     """Group normalisation, of opset 18 (scale and bias by group) or 21 (by channel)."""
     if is_by_group:
@@ -620,7 +606,6 @@ OPERATORS = {
     "Flatten": _flatten,
     "GlobalMaxPool": _global_max,
     "GroupNormalization": _groups,
-    "LRN": _responses,
     "LpPool": _lp_pool,
     "MaxPool": _max_pool,
     "Mish": functools.partial(_alone, functional.mish),
