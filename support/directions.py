@@ -1,6 +1,6 @@
 """Attribution maps as unit vectors, block by block: what the affinity of maps and the index of models share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ VALUES_AT_ONCE = 2**24  # values of maps held in memory by one step
 AXES = ("model", "image", "reference", "y", "x", "channel")
 
 
-def checked(maps: Any, channels: str) -> xr.DataArray:
+def checked(maps: Any, channels: str, distinct: bool = True) -> xr.DataArray:
     """Maps, not read yet, with their axes in the order of `AXES`; reference and channel may be missing.
+
+    Names along model must be there, and unless `distinct` is false none may occur twice.
 
     Raises
     ------
     TypeError, ValueError
-        No DataArray of real numbers, other axes, no model names or one that occurs twice, no map, no channels to keep,
-        or `channels` is neither "mean" nor "keep".
+        No DataArray of real numbers, other axes, wrong names, no map, no channels to keep, or `channels` is neither
+        "mean" nor "keep".
 
     Examples
     --------
@@ -43,7 +45,8 @@ def checked(maps: Any, channels: str) -> xr.DataArray:
         raise ValueError(f"there is no map to compare: {dict(maps.sizes)}")
     if maps.dtype.kind not in "biuf":
         raise TypeError(f"the maps are of the type {maps.dtype}: real numbers are needed")
-    labels.named(maps, "maps", ["model"])
+    models = maps.model if distinct else maps.model.drop_duplicates("model")
+    labels.named(models, "maps", ["model"])
     return maps.transpose(*axes)
 
 
@@ -86,7 +89,7 @@ def _rows(block: xr.DataArray, channels: str) -> np.ndarray:
     return points.reshape(*points.shape[:3], -1).transpose(1, 2, 0, 3)
 
 
-def unit(points: np.ndarray, models: Sequence[Any], images: Sequence[Any]) -> np.ndarray:
+def unit(points: np.ndarray, models: Any, images: Any) -> np.ndarray:
     """Divide every map of (image, reference, model, values) by its length, also where its squares have no float32.
 
     Raises
@@ -111,7 +114,7 @@ def unit(points: np.ndarray, models: Sequence[Any], images: Sequence[Any]) -> np
     return points
 
 
-def matrix(values: np.ndarray, models: Sequence[Any], name: str, channels: str) -> xr.DataArray:
+def matrix(values: np.ndarray, models: Any, name: str, channels: str) -> xr.DataArray:
     """Cosines of every two models as the labelled matrix that `space` and `library` return.
 
     Examples

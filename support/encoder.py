@@ -139,7 +139,7 @@ class Encoder:
             raise self._refused(f"channels is {channels!r}, expected {', '.join(map(repr, CHANNELS))}")
         if layout not in LAYOUTS:
             raise self._refused(f"layout is {layout!r}, expected {' or '.join(map(repr, LAYOUTS))}")
-        weights = self._numbers("grey", grey, 3)
+        weights = self._numbers("grey", grey)
         if len(weights) != 3 or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6:
             raise self._refused(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
         self.channels, self.layout = channels, layout
@@ -176,12 +176,12 @@ class Encoder:
     def _refused(self, what):
         return ValueError(f"{self.name}: {what}" if self.name else what)
 
-    def _numbers(self, key, value, n_most):
+    def _numbers(self, key, value, n_most=None):
         """One finite number, or several, as a list."""
         values = np.ravel(np.asarray(value.tolist() if hasattr(value, "tolist") else value, object)).tolist()
         if not all(isinstance(one, numbers.Real) and math.isfinite(one) for one in values):
             raise self._refused(f"{key} is {value!r}, expected finite numbers")
-        if len(values) not in {1, n_most}:
+        if n_most and len(values) not in {1, n_most}:
             raise self._refused(f"{key} has {len(values)} values, expected 1 or {n_most}")
         return [float(one) for one in values]
 
@@ -478,9 +478,9 @@ class Encoder:
     def check(self) -> None:
         """Refuse a representation that attribution could do nothing with, or that would give wrong maps.
 
-        Two passes with random images, each with its gradient: one with two images, one with the first alone. A third
-        one where the network drew random numbers or changed its own state. An image alone has to give what it gives in
-        a batch to `TOLERANCE`, the same image the same bits.
+        Two passes with random images, each with its gradient: one with two images, one with the first alone, which has
+        to give what it gives in the batch, to `TOLERANCE`. A network that draws random numbers is refused; one that
+        changes its own state has to give the same bits in a third pass.
 
         Raises
         ------

@@ -5,7 +5,7 @@ an array without names, and ValueError for what is of the right kind and out of 
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def real(values: Any, name: str) -> np.ndarray:
 def finite(
     values: np.ndarray,
     name: str,
-    axes: dict[str, Any],
+    axes: Mapping[Any, Any],
     apart: np.ndarray | None = None,
     low: float = -LARGEST,
     high: float = LARGEST,
@@ -130,7 +130,7 @@ def varies(values: np.ndarray, axis: int | None = None) -> Any:
     return np.ptp(values, axis=axis) > 1e-12 * np.abs(values).max(axis=axis)
 
 
-def named(values: Any, name: str, axes: Iterable[str] = ()) -> xr.DataArray:
+def named(values: Any, name: str, axes: Iterable[Hashable] = ()) -> xr.DataArray:
     """A DataArray that has names along some axes, none of them missing or given twice.
 
     Examples
@@ -152,7 +152,7 @@ def named(values: Any, name: str, axes: Iterable[str] = ()) -> xr.DataArray:
     return values
 
 
-def labelled(values: Any, name: str, axes: Iterable[str], others: Iterable[str] = ()) -> xr.DataArray:
+def labelled(values: Any, name: str, axes: Iterable[Hashable], others: Iterable[str] = ()) -> xr.DataArray:
     """A labelled array as float64, NaN and infinity too, its axes in the order given; those in `others` need no names.
 
     Examples

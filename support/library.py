@@ -53,9 +53,11 @@ class ModelSpace:
     def __init__(self, channels: str = "mean", sketch: int | None = None, seed: int = 0) -> None:
         self.channels = labels.choice(channels, "channels", ("mean", "keep"))
         self.sketch, self.seed = sketch, labels.count(seed, "seed", 0)
-        self._names, self._places = [], {}  # the place of each name in the list
+        self._names: list[str] = []
+        self._places: dict[str, int] = {}  # of each name in the list
         self._probe = None  # labels and attributes of the maps, the same for all models
-        self._vectors, self._affinity = [], np.empty((0, 0))
+        self._vectors: list[np.ndarray] = []
+        self._affinity = np.empty((0, 0))
         if sketch is not None:
             self.sketch = _multiple(sketch, "sketch", HASHES)
             self._index = _faiss().IndexFlatL2(self.sketch)

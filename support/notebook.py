@@ -9,6 +9,7 @@ import math
 import re
 import string
 import tokenize
+from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,30 @@ def declared_parameters(path):
     return {}
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint at the name that was probably meant.
+
+    Parameters
+    ----------
+    name : str
+        Unknown.
+    known : iterable of str
+        The names to choose from.
+
+    Returns
+    -------
+    str
+        "; did you mean …?", or nothing where none is similar.
+
+    Examples
+    --------
+    >>> closest("metod", ["method", "seed"])
+    "; did you mean 'method'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def _is_same_kind(value, default):
     """Whether `value` may stand where the notebook has `default`: the same type, or an int for a float."""
     if default is None:
@@ -123,9 +148,7 @@ def compare(given, declared):
     known_ones = "\nThis notebook's parameters are:\n" + "\n".join(lines)
     for name, value in given.items():
         if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"unknown parameter {name!r}{hint}{known_ones}")
+            raise ValueError(f"unknown parameter {name!r}{closest(name, declared) or '.'}{known_ones}")
         default = declared[name].default
         if not _is_same_kind(value, default):
             article = "an" if type(default).__name__[0] in "aeiou" else "a"

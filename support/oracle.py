@@ -21,6 +21,7 @@ from support.bank import RANDOM
 DATA = Path(__file__).parents[1] / "data"
 CLIP = (0.001, 0.999)  # win rates are kept inside, as Taskonomy does
 RATES = (1e-6, 1 - 1e-6)  # win rates that `ahp` takes: so far inside (0, 1) that rounding harms no ratio of two
+ALIKE = (0, 1, 2)  # banks of one architecture and one training budget, whose images may be counted together
 
 
 def win_rates(losses: xr.DataArray) -> xr.DataArray:
@@ -282,10 +283,8 @@ def half_splits(losses: xr.DataArray, n_splits: int = 10, seed: int = 0) -> list
         raise ValueError(f"losses have the sizes {dict(losses.sizes)}: two halves need at least two images")
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(losses.sizes["image"]) for _ in range(n_splits)]
-    return [
-        tuple(transferability(losses.isel(image=order[part])) for part in (slice(half), slice(half, 2 * half)))
-        for order in orders
-    ]
+    halves = [(order[:half], order[half : 2 * half]) for order in orders]
+    return [(transferability(losses.isel(image=a)), transferability(losses.isel(image=b))) for a, b in halves]
 
 
 def tree(truth: xr.DataArray) -> np.ndarray:
@@ -440,16 +439,7 @@ def losses(seed: int, folder: str | Path = DATA / "bank") -> xr.Dataset:
     >>> losses(0)["loss"].dims
     ('source', 'target', 'image')
     """
-    seed = labels.count(seed, "seed", 0)
-    path = Path(folder) / f"losses_seed{seed}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: python -m support.bank all --seed {seed}")
-    try:
-        with np.load(path) as file:
-            values = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        command = f"remove it and run python -m support.bank all --seed {seed}"
-        raise ValueError(f"{path} is damaged ({error}): {command}") from error
+    values = _arrays("losses", seed, folder, "all")
     dims = {
         "loss": ("source", "target", "image"),
         "loss_double": ("source", "target_double", "image"),
@@ -461,12 +451,92 @@ def losses(seed: int, folder: str | Path = DATA / "bank") -> xr.Dataset:
         coords=values,
         attrs={"seed": seed, "units": "1"},
     )
+    return _in_order(data, ("source", "target", "target_double", "task"))
+
+
+def budget(seed: int = 0, folder: str | Path = DATA / "bank") -> xr.DataArray:
+    """Losses of one bank's transfers after different numbers of training steps.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Seed of the bank.
+    folder : str or Path, optional
+        Where the bank is.
+
+    Returns
+    -------
+    xarray.DataArray
+        float32 (steps, source, target, image), steps in ascending order, the bank's own number among them; the rest as
+        ``loss`` of `losses`. ``attrs["head_steps"]`` is the bank's own number of steps.
+
+    Raises
+    ------
+    TypeError, FileNotFoundError, ValueError
+        As for `losses`; a ValueError, too, where the two files do not have the same sources, targets and images.
+    """
+    values = _arrays("budget", seed, folder, "budget")
+    head_steps = int(values.pop("head_steps"))
+    loss = values.pop("loss").astype(np.float32)
+    others = xr.DataArray(loss, values, ("steps", "source", "target", "image"), name="loss")
+    own = losses(seed, folder)["loss"].expand_dims(steps=[head_steps])
+    together = xr.concat([_in_order(others, ("source", "target")), own], "steps", join="exact").sortby("steps")
+    return together.assign_attrs(seed=seed, units="1", head_steps=head_steps)
+
+
+def crossed(seed: int = 4, folder: str | Path = DATA / "bank") -> xr.Dataset:
+    """Losses of the crossed part of a mixed bank: some tasks, each with a network of every family.
+
+    Parameters
+    ----------
+    seed : int, default 4
+        Seed of the bank.
+    folder : str or Path, optional
+        Where the bank is.
+
+    Returns
+    -------
+    xarray.Dataset
+        float32; ``loss`` (source, target, image): test loss after transfer; ``loss_own`` (source, image): loss of the
+        network with its own decoder. Sources are called ``TASK@FAMILY``; ``task`` and ``family`` (source) are the parts
+        of the name. Sources of the target's own task are among them.
+
+    Raises
+    ------
+    TypeError, FileNotFoundError, ValueError
+        As for `losses`.
+    """
+    values = _arrays("crossed", seed, folder, "crossed")
+    parts = np.array([name.split("@") for name in values["source"].tolist()])
+    data = xr.Dataset(
+        {
+            "loss": (("source", "target", "image"), values.pop("loss").astype(np.float32)),
+            "loss_own": (("source", "image"), values.pop("loss_own").astype(np.float32)),
+        },
+        coords=values | {"task": ("source", parts[:, 0]), "family": ("source", parts[:, 1])},
+        attrs={"seed": seed, "units": "1"},
+    )
+    return _in_order(data, ("target",))
+
+
+def _arrays(kind, seed, folder, stage):
+    """What a finished file of a bank holds: dict of str to numpy.ndarray."""
+    seed = labels.count(seed, "seed", 0)
+    path, command = Path(folder) / f"{kind}_seed{seed}.npz", f"python -m support.bank {stage} --seed {seed}"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: {command}")
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and run {command}") from error
+
+
+def _in_order(data, axes):
+    """Tasks along some axes in the order of the Taskonomy table, unknown ones last."""
     order = {name: place for place, name in enumerate(_published()[1])}
-    by_table = {
-        axis: sorted(data[axis].values.tolist(), key=lambda name: order.get(name, len(order)))
-        for axis in ("source", "target", "target_double", "task")
-    }
-    return data.sel(by_table)
+    places = {axis: sorted(data[axis].values.tolist(), key=lambda name: order.get(name, len(order))) for axis in axes}
+    return data.sel(places)
 
 
 def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank") -> xr.DataArray:
@@ -478,7 +548,8 @@ def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank")
         One of `ORACLES`: the published rankings of Taskonomy (Zamir et al., 2018; transfers with 16,000 images), or the
         transfers measured on this project's own task bank.
     seed : int, optional
-        Of ``"bank"``: which bank; when None, the test images of all banks there are count together.
+        Of ``"bank"``: which bank; when None, the test images of the banks 0, 1 and 2 count together, as far as they are
+        there: those of one architecture and one training budget.
     folder : str or Path, optional
         Of ``"bank"``: where the bank is.
 
@@ -503,9 +574,9 @@ def load(name: str, seed: int | None = None, folder: str | Path = DATA / "bank")
 
 
 def _bank(seed, folder):
-    """The oracle of one bank, or of the images of all banks in a folder together."""
-    found = [path.stem.removeprefix("losses_seed") for path in Path(folder).glob("losses_seed*.npz")]
-    seeds = sorted(int(text) for text in found if text.isdecimal()) if seed is None else [seed]
+    """The oracle of one bank, or of the images of the banks that are alike together."""
+    there = [number for number in ALIKE if (Path(folder) / f"losses_seed{number}.npz").is_file()]
+    seeds = there if seed is None else [seed]
     if not seeds:
         raise FileNotFoundError(f"there is no bank in {folder}: python -m support.bank all")
     banks = [losses(number, folder)["loss"].drop_vars("image") for number in seeds]

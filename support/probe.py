@@ -43,7 +43,9 @@ class _Photographs(NamedTuple):
     left_out: list[str]  # what of the folder cannot be a photograph, and why
 
 
-def load(source: str, n_images: int = 48, size: int = 64, seed: int = 0, crop: str = "tiles") -> xr.DataArray:
+def load(
+    source: str, n_images: int = 48, size: int = 64, seed: int = 0, crop: str = "tiles", fewer: bool = False
+) -> xr.DataArray:
     """Sample square tiles from photographs, or render rooms.
 
     Photographs are taken in a random order and each gives one tile before any gives a second one, so that counts
@@ -79,6 +81,8 @@ def load(source: str, n_images: int = 48, size: int = 64, seed: int = 0, crop: s
     crop : {"tiles", "centre"}, default "tiles"
         Pieces of photographs, or whole ones but for the ends of their longer side, as Song et al. (2019) take them.
         Nothing to rooms.
+    fewer : bool, default False
+        Take all that there are where these are fewer than `n_images`, instead of an error.
 
     Returns
     -------
@@ -134,7 +138,7 @@ def load(source: str, n_images: int = 48, size: int = 64, seed: int = 0, crop: s
             f"{source} has no tile of {size} pixels with texture in its {len(photographs.rows)} photographs"
             f"{f' ({shown})' if broken else ''}: choose a smaller size, or add photographs that show more"
         )
-    if len(chosen) < n_images:
+    if len(chosen) < n_images and not fewer:
         raise ValueError(
             f"{source} has {len(chosen)} textured, distinct tiles of {size} pixels with seed {seed}, "
             f"{n_images} were asked for: choose n_images up to {len(chosen)}, or add photographs"

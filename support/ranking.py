@@ -1,10 +1,12 @@
 """How good a ranking of sources is: precision, recall, rank correlation, the yardsticks and their intervals."""
 
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
+from scipy.cluster import hierarchy
 
 from support import labels, oracle
 
@@ -610,7 +612,61 @@ def agreement_test(first: xr.DataArray, second: xr.DataArray, n_permutations: in
     return Mantel(float(np.clip(found[0], -1, 1)), p_value(found))
 
 
-def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Interval:
+def clusters(truth: xr.DataArray, least: float = 0.8) -> dict[str, int]:
+    """Groups of targets that rank the sources alike, and so are hardly more than one observation.
+
+    Average linkage of 1 − Spearman's correlation of two targets' sources, cut at 1 − `least`. The two targets' own
+    models are left out of the correlation.
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target) or (bank, source, target), higher is better. Of several banks, the mean priority is taken.
+    least : float, default 0.8
+        In (0, 1): mean correlation from which two groups are one.
+
+    Returns
+    -------
+    dict of str to int
+        The number of each target's cluster, from 1.
+
+    Raises
+    ------
+    ValueError
+        As for `oracle.priority`, or `least` out of range.
+
+    Examples
+    --------
+    >>> names = list("abcdef")
+    >>> alike = xr.DataArray(np.arange(6.0)[:, None] * [1, 2, -1], {"source": names, "target": ["x", "y", "z"]},
+    ...                      ("source", "target"))
+    >>> found = clusters(alike)
+    >>> found["x"] == found["y"] != found["z"]
+    True
+    """
+    least = labels.share(least, "least")
+    banks = [truth.isel(bank=number) for number in range(truth.sizes["bank"])] if "bank" in truth.dims else [truth]
+    places = sum(oracle.priority(bank) for bank in banks) / len(banks)
+    targets, sources = places.target.values.tolist(), places.source.values
+    apart = []
+    for number, one in enumerate(targets):
+        for other in targets[number + 1 :]:
+            usable = ~np.isin(sources, (one, other))
+            pair = (places.sel(target=name).values[usable] for name in (one, other))
+            apart.append(1 - stats.spearmanr(*pair).statistic)
+    if not apart:
+        return dict.fromkeys(targets, 1)
+    groups = hierarchy.fcluster(hierarchy.linkage(np.array(apart), "average"), 1 - least, "distance")
+    return dict(zip(targets, groups.tolist(), strict=True))
+
+
+def bootstrap(
+    values: Any,
+    level: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    clusters: Mapping[str, Hashable] | None = None,
+) -> Interval:
     """Mean of one score per target, and its percentile bootstrap interval.
 
     Targets are drawn with replacement. Where there are further dimensions, such as the seeds of several banks, each is
@@ -627,6 +683,9 @@ def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed:
         Number of draws.
     seed : int, default 0
         Of the draws.
+    clusters : dict, optional
+        The cluster of each target, as the function `clusters` gives it: clusters are drawn, with all their targets.
+        Without it every target is drawn on its own.
 
     Returns
     -------
@@ -638,6 +697,8 @@ def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed:
     TypeError, ValueError
         No values, no dimension, a value that is no finite number (its place is named), a level outside (0, 1), or a
         number of draws or seed that is no whole number.
+    KeyError
+        A target without a cluster.
 
     Examples
     --------
@@ -652,15 +713,25 @@ def bootstrap(values: Any, level: float = 0.95, n_resamples: int = 10_000, seed:
     level, n_resamples = labels.share(level, "level"), labels.count(n_resamples, "n_resamples")
     rng = np.random.default_rng(labels.count(seed, "seed", 0))
     means = np.broadcast_to(data, (n_resamples, *data.shape))
-    for length in data.shape:
-        shares = rng.multinomial(length, np.full(length, 1 / length), size=n_resamples) / length
+    for axis, length in zip(getattr(values, "dims", [None] * data.ndim), data.shape, strict=True):
+        groups = np.arange(length)
+        if clusters is not None and axis == "target":
+            groups = np.unique([clusters[name] for name in values[axis].values.tolist()], return_inverse=True)[1]
+        n_groups = groups.max() + 1
+        shares = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)[:, groups]
+        shares = shares / shares.sum(1, keepdims=True)
         means = np.einsum("rd,rd...->r...", shares, means)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(data.mean()), float(low), float(high))
 
 
 def paired_bootstrap(
-    first: xr.DataArray, second: xr.DataArray, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+    first: xr.DataArray,
+    second: xr.DataArray,
+    level: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    clusters: Mapping[str, Hashable] | None = None,
 ) -> Interval:
     """Mean difference of two methods on the same targets, and its bootstrap interval.
 
@@ -670,7 +741,7 @@ def paired_bootstrap(
     ----------
     first, second : xarray.DataArray
         (target) or (target, …), the same names on both, in any order.
-    level, n_resamples, seed
+    level, n_resamples, seed, clusters
         As for `bootstrap`.
 
     Returns
@@ -702,7 +773,7 @@ def paired_bootstrap(
             "select what both have"
         )
     second = second.sel({axis: first[axis].values for axis in axes})
-    return bootstrap(first.copy(data=first.values - second.values), level, n_resamples, seed)
+    return bootstrap(first.copy(data=first.values - second.values), level, n_resamples, seed, clusters)
 
 
 def _candidates(affinity, truth, first="affinity", truth_is="truth"):

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
-from support import labels
+from support import labels, readout
 
 SAMPLES_PER_DIRECTION = 5  # with fewer, canonical correlations are high for any two representations
 FEWEST_SAMPLES = 4
@@ -156,6 +156,60 @@ def dds(x: Any, y: Any) -> float:
     1.0
     """
     return _pair(x, y, _centred_kernel, _product)
+
+
+def predictivity(
+    x: Any, y: Any, *, n_random: int = readout.RANDOM, ridge: float = readout.RIDGE, seed: int = 0
+) -> float:
+    """How much of y a ridge regression on x predicts, for images that it has not seen.
+
+    A transfer trains a small head from the source's representation to the labels of the target. Without labels there
+    is the target's own network, and its representation takes the labels' place. At every position of every image the
+    readout sees the 3 × 3 neighbourhood of x (edge values repeated), each value standardised over all positions and
+    images, and `n_random` random features of it, max(0, W x + b) with W ~ N(0, 1 / number of values) and
+    b ~ N(0, 1/4), standardised too. Linear predictivity is an old measure (Yamins et al. 2014, PNAS 111; as regression
+    transferability with labels, Nguyen et al. 2023); random features stand for the head's nonlinearity.
+
+    Parameters
+    ----------
+    x, y : array
+        (image, channel, y, x) of the source and the target, real, the same images in the same order; or
+        (image, features), which have no neighbourhood. Different grids are resampled to the smaller numbers of rows
+        and columns, by the means of the areas that they cover.
+    n_random : int, default 512
+        Number of random features; 0 leaves a linear readout.
+    ridge : float, default 0.1
+        Times the number of training samples: the weight of the squared coefficients. The intercept has none.
+    seed : int, default 0
+        Of the random features: one draw for all networks of one width.
+
+    Returns
+    -------
+    float
+        Mean over the target's channels of R² = 1 − Σ squared error on held-out images / Σ squared deviation from the
+        mean; five folds, image i in fold i mod 5. At most 1; 0 is as good as the mean, and below 0 is worse. With
+        n_random = 0 and a small ridge, invertible linear maps of x do not change it.
+
+    Raises
+    ------
+    TypeError
+        No array of real numbers.
+    ValueError
+        Other shapes, different or fewer than 5 images, values that are not finite, a network all of whose channels are
+        constant, or a setting out of range.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(20, 4, 8, 8))
+    >>> round(predictivity(x, -3 * x[:, :2], n_random=0, ridge=1e-6), 3)
+    1.0
+    """
+    labels.count(n_random, "n_random", 0)
+    if not 0 < float(ridge) < np.inf:
+        raise ValueError(f"ridge is {ridge}, expected a positive number")
+    pair = together({"x": x, "y": y}, "maps", None)
+    settings = n_random, ridge, labels.count(seed, "seed", 0)
+    return readout.explained(*(readout.Summary(values, name, *settings) for name, values in pair.items()))
 
 
 def samples(representations: Any, kind: str, grid: tuple[int, int] | None = None) -> np.ndarray:
@@ -356,11 +410,47 @@ def _roll_pairs(summary, steps):
 def _summaries(reps, method, samples, grid, variance):
     """What a method needs of each network, by name, and the attrs of a matrix."""
     entry = METHODS[labels.choice(method, "method", METHODS)]
+    kind = entry.samples if samples is None else samples
+    forms = together(reps, kind, grid)
+    options = {"variance": labels.share(variance, "variance", closed=True)}
+    options = {name: options[name] for name in entry.options}
+    summaries = {}
+    for name, form in forms.items():
+        _checked(form.reshape(len(form), -1), name)
+        summaries[name] = entry.summarise(form, name, **options)
+    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(form)}
+
+
+def together(reps: Mapping[str, Any], kind: str = "maps", grid: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """Bring the representations of several networks into one form and on one grid.
+
+    Parameters
+    ----------
+    reps : dict of str to array
+        As for `matrix`.
+    kind, grid
+        As for `samples`; by default the smallest number of rows and of columns among the networks, but for "images".
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        As `samples` gives them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `matrix`.
+
+    Examples
+    --------
+    >>> found = together({"fine": np.zeros((5, 3, 8, 8)), "coarse": np.ones((5, 2, 4, 4))})
+    >>> found["fine"].shape, found["coarse"].shape
+    ((5, 3, 4, 4), (5, 2, 4, 4))
+    """
     if not isinstance(reps, Mapping):
         raise TypeError(f"reps is a {type(reps).__name__}: pass a dict of the networks' names and representations")
     if not reps:
         raise ValueError("there is no network to compare")
-    kind = entry.samples if samples is None else samples
     shapes = {name: _shape(values, name) for name, values in reps.items()}
     first = next(iter(shapes))
     for name, shape in shapes.items():
@@ -374,14 +464,7 @@ def _summaries(reps, method, samples, grid, variance):
             raise ValueError(f'the representations of {", ".join(flat)} have no positions: use samples="images"')
         if not flat and grid is None:
             grid = tuple(int(side) for side in np.min(list(sizes.values()), axis=0))
-    options = {"variance": labels.share(variance, "variance", closed=True)}
-    options = {name: options[name] for name in entry.options}
-    summaries = {}
-    for name, values in reps.items():
-        form = _samples(values, kind, grid, name)
-        _checked(form.reshape(len(form), -1), name)
-        summaries[name] = entry.summarise(form, name, **options)
-    return summaries, {"units": "1", "method": method, "samples": kind, "n_samples": len(form)}
+    return {name: _samples(values, kind, grid, name) for name, values in reps.items()}
 
 
 def _labelled(values, reps, attrs):
@@ -540,4 +623,15 @@ METHODS = {
     "cka": Similarity("CKA", _factor, _alignment, _roll_rows),
     "rsa": Similarity("RSA", _ranks, _product, _roll_pairs, samples="images"),
     "dds": Similarity("DDS", _centred_kernel, _product, _roll_pairs, samples="images"),
+    "predictivity": Similarity(
+        "predictivity", readout.Summary, readout.explained, readout.Summary.moved, samples="maps", directed=True
+    ),
+    "predictivity_linear": Similarity(
+        "linear predictivity",
+        partial(readout.Summary, n_random=0),
+        readout.explained,
+        readout.Summary.moved,
+        samples="maps",
+        directed=True,
+    ),
 }

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,8 @@ def chance(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     n_images = maps.sizes["image"]
     if n_images < 2:
         raise ValueError("chance needs maps of different images: at least two")
-    sums, same = 0, 0
+    sums: Any = 0
+    same: Any = 0
     for images, points in directions.blocks(maps, channels):
         points = directions.unit(points, maps.model.values, images)
         sums = sums + points.sum(0, dtype=np.float64)
@@ -105,7 +107,8 @@ def cosines(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     Parameters
     ----------
     maps, channels
-        As for `affinity`, which is the mean of what this returns.
+        As for `affinity`, which is the mean of what this returns. A model may occur twice here, for example beside
+        itself with its images shuffled; select such models by their places.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def cosines(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     >>> cosines(maps).values.ravel().tolist()
     [1.0, 1.0]
     """
-    maps = directions.checked(maps, channels)
+    maps = directions.checked(maps, channels, distinct=False)
     images, values = zip(*_cosines(maps, channels), strict=True)
     coords = {"image": np.concatenate(images), "source": maps.model.values, "target": maps.model.values}
     return xr.DataArray(np.concatenate(values), coords, ("image", "source", "target"))

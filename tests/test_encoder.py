@@ -95,7 +95,7 @@ def test_numbers_of_any_library_are_numbers():
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:7", 1.5])
 def test_other_devices_are_refused(device):
-    with pytest.raises(ValueError, match=f"mine: device {device!r} cannot be used here"):
+    with pytest.raises(ValueError, match=f"mine: device '{device}' cannot be used here"):
         made().to(device)
 
 
@@ -198,7 +198,6 @@ def test_two_passes_are_enough_and_nothing_changes():
         encoder.check()
     assert sizes == [2, 1] and torch.equal(torch.get_rng_state(), state)
     made(nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))).check()
-    made(Function(lambda x: (torch.rand(1), x.tanh())[1])).check()  # draws a number and does not use it
 
 
 # fingerprints

@@ -2,16 +2,16 @@
 
 import functools
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from install import OF_THE_TORCH_BUILD, requirements
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from support.install import OF_THE_TORCH_BUILD
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -33,9 +33,8 @@ SYSTEMS = {
 
 def locked(environment=None):
     """Name to exact version of the lock, for the machine that `environment` describes, or for this one."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
     found = {}
-    for requirement in (Requirement(line) for line in lines if line):
+    for requirement in (Requirement(entry.split(" --hash")[0]) for entry in requirements(str(ROOT))):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             (pin,) = requirement.specifier
             assert pin.operator == "==" and not pin.version.endswith("*"), f"{requirement} is not an exact version"
@@ -67,6 +66,17 @@ def brought_by_torch():
 def test_direct_dependency_is_locked_within_its_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(locked()[canonicalize_name(requirement.name)])
+
+
+def test_everything_but_torch_has_hashes():
+    """Two at least where there are wheels for several systems; torch's file differs between indexes."""
+    for entry in requirements(str(ROOT)):
+        name, *digests = re.split(r"\s+--hash=sha256:", entry)
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests), entry
+        assert len(set(digests)) == len(digests)
+        assert (len(digests) == 0) == name.startswith("torch=="), entry
+    numpy = next(entry for entry in requirements(str(ROOT)) if entry.startswith("numpy=="))
+    assert numpy.count("--hash") >= 15, "three Pythons times five kinds of machine, and the source"
 
 
 def test_torch_is_named_exactly():

@@ -4,7 +4,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from support import attribution, evaluation, oracle, probe, ranking, similarity, space, zoo
+from support import attribution, oracle, probe, ranking, similarity, space, zoo
+from support.chapters import evaluation
 from support.zoo import Encoder
 
 

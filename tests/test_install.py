@@ -1,15 +1,16 @@
 import ast
+import hashlib
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import install
 import pytest
 
-from support import install
-
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "support" / "install.py"
+SCRIPT = ROOT / "tools" / "install.py"
 
 
 def run_as(version, *arguments):
@@ -90,6 +91,12 @@ def test_full_temporary_folder_is_noticed_before(monkeypatch, tmp_path):
         ("NewConnectionError: Failed to establish a new connection: [Errno -3]", "network"),
         ("ERROR: No matching distribution found for zarr==3.1.6", "zarr==3.1.6"),
         ("ERROR: something new", "something new"),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated ...\n"
+            "    zict==3.0.0 from http://index/zict-3.0.0.whl (from -r /tmp/x.txt (line 3)):\n"
+            "        Expected sha256 00\n             Got        11\nWARNING: Read timed out",
+            "another file than the one whose SHA-256 is in requirements.lock, and did not install it: zict==3.0.0.",
+        ),
     ],
 )
 def test_reasons_for_which_pip_fails(output, said):
@@ -108,8 +115,95 @@ def test_pip_without_a_network_ends_in_one_sentence(monkeypatch, capfd):
     assert "failed" in capfd.readouterr().out
 
 
+def make_wheel(folder, name="toy_of_this_book", version="1.0"):
+    """A wheel of an empty package, which pip can install without any index."""
+    info = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def little_environment(tmp_path, monkeypatch):
+    """Interpreter of a throw-away environment whose pip finds one wheel, and the wheel."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return install.interpreter(str(tmp_path / "venv")), make_wheel(tmp_path)
+
+
+def test_a_file_with_another_hash_is_not_installed(little_environment, tmp_path, monkeypatch):
+    """Real pip in a real environment: the wrong hash stops it, the right one does not."""
+    python, wheel = little_environment
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    real = install.run_pip
+
+    def the_hashed_part(python, arguments, label):
+        if "--require-hashes" in arguments:
+            real(python, arguments, label)
+
+    monkeypatch.setattr(install, "run_pip", the_hashed_part)
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(f"torch==2.13.0\ntoy-of-this-book==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(install.InstallError, match="another file than the one .* toy-of-this-book==1.0"):
+        install.install(python, str(tmp_path))
+    assert subprocess.run([python, "-c", "import toy_of_this_book"], stderr=subprocess.DEVNULL).returncode == 1
+    lock.write_text("torch==2.13.0\ntoy-of-this-book==1.0\n")
+    with pytest.raises(install.InstallError, match="Hashes are required"):
+        install.install(python, str(tmp_path))
+    lock.write_text(
+        f"torch==2.13.0\ntoy-of-this-book==1.0 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{right}\n"
+    )
+    install.install(python, str(tmp_path))
+    assert subprocess.run([python, "-c", "import toy_of_this_book"]).returncode == 0
+
+
+def test_hashes_of_a_version():
+    """Of the files for supported machines, and of this version alone; names with a plus sign too."""
+    files = {
+        "toy-1.0-py3-none-any.whl": "a",
+        "toy-1.0-cp311-cp311-manylinux_2_28_x86_64.whl": "b",
+        "toy-1.0-cp39-abi3-macosx_11_0_arm64.whl": "c",
+        "toy-1.0-cp313-cp313-win_amd64.whl": "d",
+        "toy-1.0.tar.gz": "e",
+        "toy-1.0.0-py2.py3-none-any.whl": "f",
+        "toy-1.0-cp310-cp310-win_amd64.whl": "1",
+        "toy-1.0-cp314-cp314-win_amd64.whl": "1",
+        "toy-1.0-cp314-abi3-win_amd64.whl": "1",
+        "toy-1.0-cp313-cp313t-win_amd64.whl": "1",
+        "toy-1.0-cp313-cp313-musllinux_1_2_x86_64.whl": "1",
+        "toy-1.0-cp313-cp313-manylinux_2_28_s390x.whl": "1",
+        "toy-1.0-cp313-cp313-win32.whl": "1",
+        "toy-1.0-py2-none-any.whl": "1",
+        "toy-1.0%2Blocal-py3-none-any.whl": "1",
+        "toy-1.1-py3-none-any.whl": "1",
+        "toy-1.0.win-amd64.exe": "1",
+    }
+    page = "".join(f'<a href="../files/{file}#sha256={digit * 64}">{file}</a><br>' for file, digit in files.items())
+    assert install.hashes("toy", "1.0", page) == [digit * 64 for digit in "abcdef"]
+    with pytest.raises(install.InstallError, match="no file of toy 2.0 with a SHA-256"):
+        install.hashes("toy", "2.0", page)
+    with pytest.raises(install.InstallError, match="no file of toy 1.0"):
+        install.hashes("toy", "1.0", '<a href="toy-1.0-py3-none-any.whl">')
+
+
+def test_the_index_is_the_one_that_pip_uses(monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    assert install.index_address() == "http://127.0.0.1:9/simple/"
+    monkeypatch.delenv("PIP_INDEX_URL")
+    assert install.index_address().startswith("http")
+
+
 def make_checkout(folder):
-    (folder / "requirements.lock").write_text("torch==2.13.0\nnumpy==2.4.6\n")
+    numpy = "numpy==2.4.6 \\\n    --hash=sha256:" + "0" * 64 + " \\\n    --hash=sha256:" + "1" * 64
+    (folder / "requirements.lock").write_text(f"# exact versions\ntorch==2.13.0\n{numpy}\n")
     return str(folder)
 
 
@@ -125,13 +219,18 @@ def test_environment_is_made_once_redone_when_the_lock_changes_or_after_an_inter
         calls.append("venv")
 
     monkeypatch.setattr(install, "make_environment", make_environment)
-    monkeypatch.setattr(install, "run_pip", lambda python, arguments, label: calls.append(arguments))
+
+    def run_pip(python, arguments, label):
+        """Note the call, with the content of the files that are only there while it lasts."""
+        calls.append([Path(word).read_text().splitlines() if word.endswith(".txt") else word for word in arguments])
+
+    monkeypatch.setattr(install, "run_pip", run_pip)
     install.prepare(folder, root)
-    lock = os.path.join(root, "requirements.lock")
+    hashed = ["numpy==2.4.6 --hash=sha256:" + "0" * 64 + " --hash=sha256:" + "1" * 64]
     assert calls == [
         "venv",
-        ["install", "torch==2.13.0", "-c", lock],
-        ["install", "--no-deps", "-r", lock],
+        ["install", "--no-deps", "--require-hashes", "-r", hashed],
+        ["install", "torch==2.13.0", "-c", ["torch==2.13.0", "numpy==2.4.6"]],
         ["install", "--no-deps", "--no-build-isolation", "-e", root],
     ]
     install.prepare(folder, root)

@@ -8,7 +8,8 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import v4
 
-from support import book, notebook, ranking
+from support import notebook, ranking
+from support.pages import assemble
 
 
 def test_a_sentence_shows_its_values_as_text_and_as_markdown(capsys):
@@ -106,6 +107,6 @@ def test_the_first_page_gets_the_table(tmp_path):
     cell = v4.new_code_cell("1", outputs=[v4.new_output("display_data", data)])
     nbformat.write(v4.new_notebook(cells=[cell]), made / "04_space.ipynb")
     (tmp_path / "book" / "intro.md").write_text(f"# Title\n\n{notebook.FINDINGS_HERE}\n\nAfter.\n")
-    page = (book.assemble("smoke", tmp_path) / "intro.md").read_text()
+    page = (assemble("smoke", tmp_path) / "intro.md").read_text()
     assert "| Near? | Yes. | 3 | {doc}`04_space` |\n\nAfter." in page and notebook.FINDINGS_HERE not in page
     assert notebook.FINDINGS_HERE in (tmp_path / "book" / "intro.md").read_text()

@@ -102,7 +102,7 @@ def test_the_warning_of_cka_is_the_mean_over_shuffled_samples(n_samples, n_featu
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         similarity.cka(x, x)
-    assert bool(caught) == (by_chance > similarity.HIGH_CHANCE)
+    assert bool(caught) == (by_chance > 0.5)
     for warning in caught:
         assert f"{len(x)} samples of {n_features} features" in str(warning.message)
         assert f"is {by_chance:.2f} on average" in str(warning.message)
@@ -539,6 +539,10 @@ def test_maps_that_have_no_affinity_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             space.affinity(wrong)
+    twice = space.cosines(xr.concat([maps, maps.roll(image=1)], "model"))
+    np.testing.assert_array_equal(twice.values[:, :2, :2], space.cosines(maps))
+    with pytest.raises(ValueError, match="no names along model"):
+        space.cosines(maps.drop_vars("model"))
     for name in (3, None, ["a"]):
         with pytest.raises(TypeError, match="the name of a model is .*: give a text"):
             space.ModelSpace().insert(name, maps[0])
@@ -556,8 +560,9 @@ def test_distance_takes_a_selection_and_refuses_what_is_no_mean_of_cosines():
     assert space.distance(GOOD.sel(source="s00", target="s01")).item() == 1 / GOOD.values[0, 1]
     assert space.distance(GOOD * 0 + 1e-310).values.max() == np.inf
     assert space.distance(GOOD * 0 + 1 + 1e-8).values.min() == 1
-    with pytest.raises(ValueError, match="affinity is 2.0 at source s00, target s00, expected a number from -1"):
-        space.distance(GOOD * 0 + 2)
+    for value in (2.0, 1.00001, -1.00001, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"affinity is {value} at source s00, target s00, expected"):
+            space.distance(GOOD * 0 + value)
     with pytest.raises(ValueError, match="affinity is 18.0 at source s00, target s01, expected"):
         space.tree(GOOD * 0 + 18)
 
@@ -577,6 +582,20 @@ def test_labels_take_what_is_right():
     assert labels.share(1, "variance", closed=True) == 1.0
     turned = labels.matrix(GOOD.T[::-1], "truth", symmetric=True)
     assert turned.dims == ("source", "target") and turned.source.values.tolist() == turned.target.values.tolist()
+    for value in (2**53, -(2**53)):
+        assert labels.real(np.array([value]), "score")[0] == value
+        with pytest.raises(ValueError, match="score has whole numbers beyond 2.53"):
+            labels.real(np.array([value + np.sign(value)]), "score")
+    labels.finite(np.array([1e304, -1e304]), "score", {"target": None})
+    for value in (1.1e304, -1.1e304):
+        with pytest.raises(ValueError, match="score is -?1.1e[+]304 at target 1: leave it out"):
+            labels.finite(np.array([0, value]), "score", {"target": None})
+    assert labels.varies(np.array([1, 1 + 2e-12])) and not labels.varies(np.array([1, 1 + 5e-13]))
+    with pytest.raises(ValueError, match="truth has 6 sources, at least 7 are needed"):
+        labels.matrix(GOOD, "truth", fewest=7)
+    near = GOOD.copy()
+    near.loc["s00", "s01"] += 5e-7 * float(GOOD.max())
+    assert labels.matrix(near, "truth", symmetric=True, fewest=6).shape == (6, 6)
     mixed = labels.matrix(GOOD.assign_coords(source=[0, 1, 2, 3, 4, 5]), "truth")
     assert mixed.values.dtype == np.float64 and mixed.shape == (6, 6)
     lopsided = GOOD.copy()

@@ -110,7 +110,7 @@ def test_lower_losses_give_higher_scores():
 def test_ahp_refuses_rates_without_a_ratio():
     rates = rates_of([[1, 2, 3]])
     rates[0, 0, 1] = 1
-    with pytest.raises(ValueError, match="win rate is 1.0 at target t0, source s0, rival s1, expected"):
+    with pytest.raises(ValueError, match="win rate is 1.0 at .*, rival s1, expected a number from 1e-06 to 0.999999"):
         oracle.ahp(rates)
     rates[0, 0, 1] = np.nan
     with pytest.raises(ValueError, match="win rate is nan at target t0, source s0, rival s1"):
@@ -260,7 +260,7 @@ def write_bank(folder, seed, values, sources, targets):
     )
 
 
-def test_load_pools_the_images_of_all_banks(tmp_path):
+def test_load_pools_the_images_of_the_banks_that_are_alike(tmp_path):
     sources, targets = ["rgb2depth", "edge2d", "denoise", "random"], ["rgb2depth", "edge2d"]
     values = np.random.default_rng(7).uniform(size=(2, 4, 2, 30)).astype(np.float16)
     for seed in range(2):
@@ -274,9 +274,40 @@ def test_load_pools_the_images_of_all_banks(tmp_path):
     xr.testing.assert_allclose(one, oracle.transferability(oracle.losses(1, tmp_path)["loss"]))
     pooled = oracle.load("bank", folder=tmp_path)
     assert pooled.attrs["seeds"] == [0, 1]
+    write_bank(tmp_path, 3, values[0], sources, targets)  # of another training budget
+    xr.testing.assert_identical(oracle.load("bank", folder=tmp_path), pooled)
     together = losses_of(np.concatenate(values, axis=-1), sources, targets)
     expected = oracle.transferability(together)
     xr.testing.assert_allclose(pooled, expected.reindex_like(pooled))
+
+
+def test_losses_by_steps_have_the_steps_of_the_bank_among_them(tmp_path):
+    sources, targets = ["rgb2depth", "edge2d", "random"], ["rgb2depth", "edge2d"]
+    values = np.random.default_rng(7).uniform(size=(3, 3, 2, 5)).astype(np.float16)
+    write_bank(tmp_path, 2, values[1], sources, targets)
+    names = {"source": sources, "target": targets, "image": np.arange(5) + 200}
+    with pytest.raises(FileNotFoundError, match="python -m support.bank budget --seed 2"):
+        oracle.budget(2, tmp_path)
+    np.savez(tmp_path / "budget_seed2.npz", loss=values[[0, 2]], steps=[60, 240], head_steps=120, **names)
+    found = oracle.budget(2, tmp_path)
+    assert found.steps.values.tolist() == [60, 120, 240] and found.attrs["head_steps"] == 120
+    assert found.source.values.tolist() == ["edge2d", "rgb2depth", "random"]
+    np.testing.assert_array_equal(found.sel(**names).transpose("steps", "source", "target", "image"), values)
+
+
+def test_crossed_networks_bring_task_and_family(tmp_path):
+    sources, targets = ["edge2d@plain", "edge2d@residual", "reshade@plain"], ["reshade", "edge2d", "curvature"]
+    values = np.random.default_rng(8).uniform(size=(3, 3, 5)).astype(np.float16)
+    with pytest.raises(FileNotFoundError, match="python -m support.bank crossed --seed 4"):
+        oracle.crossed(folder=tmp_path)
+    names = {"source": sources, "target": targets, "image": np.arange(5)}
+    np.savez(tmp_path / "crossed_seed4.npz", loss=values, loss_own=values[:, 0], **names)
+    found = oracle.crossed(folder=tmp_path)
+    assert found.task.values.tolist() == ["edge2d", "edge2d", "reshade"]
+    assert found.family.values.tolist() == ["plain", "residual", "plain"]
+    assert found.target.values.tolist() == ["curvature", "edge2d", "reshade"]  # the table's order
+    np.testing.assert_array_equal(found["loss"].sel(**names), values)
+    np.testing.assert_array_equal(found["loss_own"], values[:, 0])
 
 
 # halves and trees

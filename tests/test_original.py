@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 from torch import nn
 
-from support import attribution, original, space, taskonomy
+from support import attribution, space, taskonomy
+from support.chapters import original
 
 NAMES = original.tasks(3)
 SIZE = 32

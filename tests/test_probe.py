@@ -411,6 +411,12 @@ def test_grey_with_transparency_is_laid_on_white(tmp_path):
     np.testing.assert_allclose(only_image(tmp_path), expected, atol=1.01 / 255)
 
 
+def test_of_a_jpeg_that_holds_several_pictures_the_first_is_taken(tmp_path):
+    first, second = (Image.fromarray(picture(seed)) for seed in (3, 4))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second], quality=98, subsampling=0)
+    np.testing.assert_allclose(only_image(tmp_path), picture(3) / 255, atol=0.03)
+
+
 # the stored pixels of an upright picture, for each value of the EXIF orientation
 STORED = {
     1: lambda upright: upright,
@@ -740,3 +746,12 @@ def test_a_whole_photograph_of_a_folder_is_the_one_the_tiles_were_cut_from(tmp_p
     np.testing.assert_array_equal(cut, tile[0].values)
     with pytest.raises(FileNotFoundError, match="b.png"):
         probe.photograph("b.png", folder=tmp_path)
+
+
+def test_fewer_photographs_than_asked_for_are_taken_where_that_is_allowed(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="choose n_images up to 3"):
+        probe.load(f"folder:{tmp_path}", 5, crop="centre")
+    assert probe.load(f"folder:{tmp_path}", 5, crop="centre", fewer=True).sizes["image"] == 3

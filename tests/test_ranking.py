@@ -561,3 +561,39 @@ def test_regret_of_a_bank_with_a_missing_loss_is_refused():
 def test_assignment_regret_needs_choices_that_differ():
     with pytest.raises(ValueError, match="worth the same"):
         ranking.assignment_regret(at_random(5, 5), at_random(5, 5) * 0 + 1, 2)
+
+
+def test_clusters_of_targets_are_those_declared():
+    truth = xr.concat(
+        [oracle.load("bank", seed=seed) for seed in (0, 1, 2)], "bank", coords="minimal", compat="override"
+    )
+    found = ranking.clusters(truth)
+    groups = {frozenset(name for name in found if found[name] == number) for number in found.values()}
+    large = {"reshade", "rgb2depth", "rgb2mist", "rgb2sfnorm", "room_layout", "vanishing_point"}
+    assert groups == {
+        frozenset(large),
+        frozenset({"edge3d", "keypoint3d", "segmentsemantic"}),
+        frozenset({"curvature", "class_1000"}),
+        frozenset({"autoencoder", "denoise"}),
+        *(frozenset({name}) for name in ("class_places", "edge2d", "keypoint2d", "segment2d", "segment25d")),
+    }
+
+
+def test_bootstrap_of_clusters_draws_all_their_targets_together():
+    values = xr.DataArray([0.0, 0.0, 0.0, 1.0], {"target": list("abcd")}, ("target",))
+    together = {"a": 1, "b": 1, "c": 1, "d": 2}
+    found = ranking.bootstrap(values, clusters=together)
+    assert found.mean == 0.25
+    # of two clusters a draw takes the first twice, the second twice, or each once: means 0, 1 and 1/4
+    assert (found.low, found.high) == (0, 1)
+    alone = ranking.bootstrap(values)
+    assert ranking.bootstrap(values, clusters=dict(zip("abcd", range(4), strict=True))) == alone
+    assert alone.high < 1
+    shifted = ranking.paired_bootstrap(values + 0.5, values, clusters=together)
+    assert shifted == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_target_without_a_cluster_is_named():
+    values = xr.DataArray([0.0, 1.0], {"target": list("ab")}, ("target",))
+    with pytest.raises(KeyError, match="b"):
+        ranking.bootstrap(values, clusters={"a": 1})

@@ -166,6 +166,13 @@ def test_a_layer_that_is_called_again_in_the_head_is_taken_where_it_ends_the_bod
     assert what == "the output of 1, call 2"
     assert alternatives == {"1, call 1": "4 × 15 × 15", "1, call 2": "8 × 7 × 7"}
     assert units.shape == (2, 8, 7, 7) and units.min() == 0
+    assert torch.equal(found(network, "1, call 2")[0], units)
+    assert found(network, "1, call 1")[0].shape == (2, 4, 15, 15) and found(network, "1")[0].shape == (2, 6)
+    with pytest.raises(NotARepresentation, match="layer '1' is not called 4 times"):
+        found(network, "1, call 4")
+    for name in ("1, call 0", "1, call x", "9, call 1"):
+        with pytest.raises(NotARepresentation, match="unknown layer"):
+            found(network, name)
 
 
 class ByFunction(nn.Module):

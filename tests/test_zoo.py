@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data, filters, transform
 from sklearn.metrics import roc_auc_score
 
-from support import answers, attribution, oracle, probe, zoo
+from support import attribution, oracle, probe, zoo
 from support.bank import networks as bank_networks
 from support.bank import rooms, work
 from support.bank.tasks import TASKS
+from support.chapters import answers
 from support.sources import package, shared
 
 NAMES = [
@@ -481,7 +482,7 @@ assert sys.modules["torchvision"] is None
     [
         ("package:mobilenet", "did you mean 'package:mobilenet_v2'"),
         ("mobilenet_v2", "did you mean 'package:mobilenet_v2'"),
-        ("onyx:network.onnx", "schemes: package, bank, taskonomy, onnx:FILE"),
+        ("onyx:network.onnx", "schemes: package, bank, crossed, taskonomy, onnx:FILE"),
         (None, "package:open_nsfw"),
     ],
 )
@@ -492,7 +493,7 @@ def test_unknown_networks_get_the_known_ones(spec, message):
 
 @pytest.mark.parametrize("scheme", ["banks", "onnx", None, 3])
 def test_unknown_scheme(scheme):
-    with pytest.raises(ValueError, match=f"unknown scheme {scheme!r}; known: package, bank, taskonomy$"):
+    with pytest.raises(ValueError, match=f"unknown scheme {scheme!r}; known: package, bank, crossed, taskonomy$"):
         zoo.load_all(scheme)
 
 
@@ -564,7 +565,8 @@ def test_available_lists_all_as_loadable():
     assert list(table.columns) == ["name", "task", "family", "loadable", "how"]
     here = NAMES + [f"bank:{task}" for task in (*TASKS, "random")]
     schemes = [f"{scheme}:{source.form}" for scheme, source in zoo.SOURCES.items() if source.names is None]
-    assert list(table["name"]) == here + [f"taskonomy:{task}" for task in TASKS] + schemes
+    crossed = [f"crossed:{task}@{family}" for task in work.CROSSED for family in bank_networks.FAMILIES]
+    assert list(table["name"]) == here + crossed + [f"taskonomy:{task}" for task in TASKS] + schemes
     assert table["loadable"].dtype == bool and ((table["how"] == "") == table["loadable"]).all()
     assert table["loadable"][: len(here)].all()
     assert table["family"].nunique() >= 4
@@ -640,6 +642,35 @@ def test_banks_and_the_random_encoder_differ():
     units = [zoo.load(name, seed=seed).represent(inputs) for name, seed in names]
     assert not torch.allclose(units[0], units[1]) and not torch.allclose(units[0], units[2])
     torch.testing.assert_close(units[0], zoo.load("bank:rgb2depth").represent(inputs), rtol=0, atol=0)
+
+
+def test_networks_of_a_mixed_bank_bring_their_family_size_and_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "FOLDER", tmp_path)
+    workshop = work.Workshop(work.plan(4), 4)
+    names = {"": [*TASKS, "random"], "crossed_": [name for name in workshop.crossed.values() if "@" in name]}
+    for prefix, there in names.items():
+        families = {name: workshop.family(name) for name in there}
+        tensors = {
+            f"{name}.{key}": value
+            for name, family in families.items()
+            for key, value in bank_networks.halved(bank_networks.FAMILIES[family]()).items()
+        }
+        work.save_tensors(tmp_path / f"{prefix}encoders_seed4.safetensors", tensors, families)
+    images = torch.rand(2, 80, 80, 3)
+    encoders = zoo.load_all("bank", seed=4) + zoo.load_all("crossed") + [zoo.load("bank:random", seed=4)]
+    assert len(encoders) == 20 + 24 + 1 and zoo.load("crossed:edge2d@plain", seed=4).name == "edge2d@plain"
+    for encoder in encoders:
+        family = bank_networks.FAMILIES[encoder.family]
+        assert encoder.name in (encoder.task, f"{encoder.task}@{encoder.family}")
+        assert encoder.family == workshop.family(encoder.name)
+        inputs = encoder.preprocess(images)
+        assert encoder.input_size == tuple(inputs.shape[2:]) == (family.size,) * 2
+        assert encoder.represent(inputs).shape == (2, *family.shape)
+        assert encoder.restore(inputs).shape == images.shape
+        assert f"{family.shape[0]} feature maps" in encoder.card["representation"]
+        assert encoder.card["file"] in (f"{prefix}encoders_seed4.safetensors" for prefix in names)
+    with pytest.raises(ValueError, match="bank 5 has no edge2d@plain: leave the seed out for that of bank 4"):
+        zoo.load("crossed:edge2d@plain", seed=5)
 
 
 def test_seeds_belong_to_the_bank():

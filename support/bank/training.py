@@ -1,6 +1,8 @@
 """Training of the task bank: one encoder and decoder per task, and the encoder with random weights."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,7 +15,15 @@ BASELINE = 2_000  # training images that the best constant prediction is found f
 AT_ONCE = 200  # images of one forward pass without training
 
 
-def fit(network, task, inputs, targets, steps, batch, generator):
+def fit(
+    network: nn.Module,
+    task: tasks.Task,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+) -> list[float]:
     """Train a network: AdamW, one-cycle schedule with its peak at 4e-3, bfloat16 where the machine has it.
 
     Parameters
@@ -40,6 +50,13 @@ def fit(network, task, inputs, targets, steps, batch, generator):
     ------
     ValueError
         Fewer images than a batch has, or a loss that is not finite.
+
+    Examples
+    --------
+    >>> task, inputs = tasks.TASKS["class_places"], torch.rand(20, 8, 8, 8)
+    >>> network = build(lambda: networks.decoder(task), torch.Generator())
+    >>> len(fit(network, task, inputs, torch.zeros(20, dtype=torch.int64), 3, 10, torch.Generator()))
+    3
     """
     if len(inputs) < batch:
         raise ValueError(f"{len(inputs)} images do not fill a batch of {batch}")
@@ -67,7 +84,7 @@ def fit(network, task, inputs, targets, steps, batch, generator):
     return curve.tolist()
 
 
-def losses(network, task, inputs, targets):
+def losses(network: nn.Module, task: tasks.Task, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Loss of every image, in single precision.
 
     Parameters
@@ -82,6 +99,12 @@ def losses(network, task, inputs, targets):
     -------
     torch.Tensor
         (image), float32, on the CPU.
+
+    Examples
+    --------
+    >>> task = tasks.TASKS["class_places"]
+    >>> losses(networks.decoder(task).eval(), task, torch.rand(20, 8, 8, 8), torch.zeros(20, dtype=torch.int64)).shape
+    torch.Size([20])
     """
     parts = []
     with torch.no_grad():
@@ -90,8 +113,8 @@ def losses(network, task, inputs, targets):
     return torch.cat(parts)
 
 
-def train(workshop, name):
-    """Train one task's encoder and decoder, or measure the random encoder's normalisation, and store the piece.
+def train(workshop: work.Workshop, name: str) -> None:
+    """Train one encoder with its decoder, or measure the random encoder's normalisation, and store the piece.
 
     The encoder of colorization is made to see the grey of coloured images; those of denoise and inpainting_whole meet
     clean and whole ones in transfers, as in Taskonomy. The piece holds the values in half precision and, found with
@@ -102,8 +125,9 @@ def train(workshop, name):
     ----------
     workshop : Workshop
     name : str
-        A task, or ``"random"``: that encoder keeps its first weights, and its batch normalisation takes its means and
-        variances from training images, so that its units are of the same size as those of the others.
+        A task; a task and a family, as ``"edge2d@residual"``; or ``"random"``: that encoder keeps its first weights,
+        and its batch normalisation takes its means and variances from training images, so that its units are of the
+        same size as those of the others.
 
     Raises
     ------
@@ -111,24 +135,32 @@ def train(workshop, name):
         Not rendered yet; the message gives the command.
     """
     plan, device = workshop.plan, workshop.device
+    build_encoder = networks.FAMILIES[workshop.family(name)]
+    told = {"encoder": workshop.family(name)}
     if name == RANDOM:
-        encoder = build(networks.Encoder, workshop.generator("network", name)).to(device)
+        encoder = build(build_encoder, workshop.generator("network", name)).to(device)
         _calibrate(encoder, workshop.images("train", plan.tasks[0])[:BASELINE].to(device))
-        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.halved(encoder)))
+        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.halved(encoder)), told)
         return
-    task = tasks.TASKS[name]
+    task = tasks.TASKS[name.partition("@")[0]]
     generator = workshop.generator("network", name)
-    network = build(lambda: nn.Sequential(networks.Encoder(), networks.decoder(task)), generator).to(device)
-    inputs, targets = workshop.images("train", name).to(device), workshop.targets("train", name).to(device)
+
+    def untrained():
+        resize = networks.Resize(build_encoder.size)
+        return nn.Sequential(resize, build_encoder(), networks.decoder(task, build_encoder.shape))
+
+    network = build(untrained, generator).to(device)
+    _, encoder, decoder = network
+    inputs, targets = (getattr(workshop, kind)("train", task.name).to(device) for kind in ("images", "targets"))
     fit(network, task, inputs, targets, plan.steps, plan.batch, generator)
-    if name == GREY_INPUT:
-        networks.see_grey(network[0])
-    stored = {"encoder": networks.halved(network[0]), "decoder": networks.halved(network[1])}
-    for part, key in zip(network, stored, strict=True):
-        networks.restore(part, stored[key])
+    if task.name == GREY_INPUT:
+        networks.see_grey(encoder)
+    stored = {"encoder": networks.halved(encoder), "decoder": networks.halved(decoder)}
+    networks.restore(encoder, stored["encoder"])
+    networks.restore(decoder, stored["decoder"])
     network.eval()
     constant = tasks.constant(task, _as_target(targets[:BASELINE]))
-    inputs, targets = workshop.images("test", name).to(device), workshop.targets("test", name).to(device)
+    inputs, targets = (getattr(workshop, kind)("test", task.name).to(device) for kind in ("images", "targets"))
     work.save_tensors(
         piece(workshop, name),
         {
@@ -137,21 +169,39 @@ def train(workshop, name):
             "loss.own": losses(network, task, inputs, targets),
             "loss.constant": tasks.losses(task, constant, _as_target(targets)).cpu(),
         },
+        told,
     )
 
 
-def piece(workshop, name):
+def piece(workshop: work.Workshop, name: str) -> Path:
     """File of a trained encoder and decoder in the workshop."""
     return workshop.pieces / "networks" / f"{name}.safetensors"
 
 
-def sources(workshop):
-    """Names of all encoders: those of the tasks, then the random one."""
+def sources(workshop: work.Workshop) -> tuple[str, ...]:
+    """Names of all encoders: those of the tasks, then the random one.
+
+    Examples
+    --------
+    >>> sources(work.Workshop(work.TINY))
+    ('rgb2depth', 'edge2d', 'class_places', 'random')
+    """
     return (*workshop.plan.tasks, RANDOM)
 
 
-def collect(workshop):
-    """Write the finished files ``encoders_seedS.safetensors`` and ``decoders_seedS.safetensors``.
+def added(workshop: work.Workshop) -> tuple[str, ...]:
+    """Names of the encoders that the crossed part has beside those.
+
+    Examples
+    --------
+    >>> added(work.Workshop(work.TINY))
+    ('edge2d@separable',)
+    """
+    return tuple(name for name in workshop.crossed.values() if "@" in name)
+
+
+def collect(workshop: work.Workshop) -> list[Path]:
+    """Write the finished files ``encoders_seedS.safetensors`` and, where the plan says so, ``decoders_seedS``.
 
     Parameters
     ----------
@@ -161,23 +211,66 @@ def collect(workshop):
     Returns
     -------
     list of Path
-        The two files: float16, names ``TASK.VALUE``.
+        The files: float16, names ``TASK.VALUE``.
     """
-    paths = []
-    for part, names in (("encoder", sources(workshop)), ("decoder", workshop.plan.tasks)):
-        tensors = {}
-        for name in names:
-            tensors |= _prefixed(name, networks.read(piece(workshop, name), part))
-        paths.append(workshop.folder / f"{part}s_seed{workshop.seed}.safetensors")
-        work.save_tensors(paths[-1], tensors)
+    paths = [_collect(workshop, "encoder", sources(workshop), "")]
+    if workshop.plan.ships_decoders:
+        paths.append(_collect(workshop, "decoder", workshop.plan.tasks, ""))
     return paths
+
+
+def collect_crossed(workshop: work.Workshop) -> Path:
+    """Write the finished file ``crossed_encoders_seedS.safetensors``: the networks of `added`.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Everything in it is trained.
+
+    Returns
+    -------
+    Path
+        The file: float16, names ``TASK@FAMILY.VALUE``.
+    """
+    return _collect(workshop, "encoder", added(workshop), "crossed_")
+
+
+def _collect(workshop, part, names, prefix):
+    tensors = {}
+    for name in names:
+        tensors |= _prefixed(name, networks.read(piece(workshop, name), part))
+    path = workshop.folder / f"{prefix}{part}s_seed{workshop.seed}.safetensors"
+    families = {name: workshop.family(name) for name in names} if part == "encoder" else None
+    work.save_tensors(path, tensors, families)
+    return path
+
+
+def unpack(workshop: work.Workshop) -> None:
+    """Lay the finished encoders of a bank out as pieces of another workshop with the same seed.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Whose pieces are wanted; the finished file is in its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The bank is not made; the message gives the command.
+    """
+    path = workshop.folder / f"encoders_seed{workshop.seed}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: python -m support.bank all --seed {workshop.seed}")
+    for name in sources(workshop):
+        told = {"encoder": workshop.family(name)}
+        work.save_tensors(piece(workshop, name), _prefixed("encoder", networks.read(path, name)), told)
 
 
 def _prefixed(prefix, tensors):
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def build(factory, generator):
+def build(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
     """A network whose first weights depend on a generator alone.
 
     Parameters
@@ -190,6 +283,12 @@ def build(factory, generator):
     -------
     torch.nn.Module
         On the CPU. The global random numbers are left as they were.
+
+    Examples
+    --------
+    >>> one, other = (build(networks.Encoder, torch.Generator().manual_seed(3)) for _ in range(2))
+    >>> torch.equal(one[0][0].weight, other[0][0].weight)
+    True
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.randint(2**53, (1,), generator=generator).item())
@@ -226,7 +325,7 @@ def _bfloat16(device):
 
 
 @contextlib.contextmanager
-def _deterministic():
+def _deterministic() -> Iterator[None]:
     """Only algorithms that give the same result every time, where there is a choice."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark

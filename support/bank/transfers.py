@@ -1,36 +1,46 @@
 """Transfers of the task bank: every frozen encoder to every target, with a small head; the loss of every test image."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from support.bank import networks, training, work
-from support.bank.tasks import TASKS
+from support.bank.tasks import TASKS, Task
 
 RGB = "rgb"
 
 
-def represent(encoder, images):
+def represent(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Representations of images by a frozen encoder.
 
     Parameters
     ----------
-    encoder : Encoder
-        In evaluation mode.
+    encoder : torch.nn.Module
+        One of `networks.FAMILIES`, in evaluation mode.
     images : torch.Tensor
         (image, 3, 64, 64), bytes or floats in [0, 1], on the encoder's device.
 
     Returns
     -------
     torch.Tensor
-        (image, 8, 8, 8), float32, in single precision throughout, on the same device.
+        (image, channel, y, x), of the encoder's `shape`, float32, in single precision throughout, on the same device.
+
+    Examples
+    --------
+    >>> represent(networks.SeparableEncoder().eval(), torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 24, 6, 6])
     """
+    resize = networks.Resize(encoder.size)
     with torch.no_grad():
-        return torch.cat([encoder(networks.normalise(some)) for some in images.split(training.AT_ONCE)])
+        return torch.cat([encoder(resize(networks.normalise(some))) for some in images.split(training.AT_ONCE)])
 
 
-def transfer(task, features, targets, steps, batch, generator):
+def transfer(
+    task: Task, features: torch.Tensor, targets: torch.Tensor, steps: int, batch: int, generator: torch.Generator
+) -> tuple[networks.Head, list[float]]:
     """Train a head on representations: one transfer.
 
     Zamir et al. (2018), Section 3.2: a small readout network on top of the frozen representation of the source.
@@ -40,14 +50,14 @@ def transfer(task, features, targets, steps, batch, generator):
     task : Task
         The target.
     features : torch.Tensor
-        (image, 8, 8, 8), as `represent` gives them.
+        (image, channel, y, x), as `represent` gives them.
     targets : torch.Tensor
         (image, …), as the task gives them.
     steps, batch : int
         Number of steps, images a step.
     generator : torch.Generator
         Of the head's first weights and of the order of the images; on the CPU. The same state for every source gives
-        all of them the same start and the same batches.
+        all of them the same batches and the same start, but for the first convolution of another width.
 
     Returns
     -------
@@ -60,20 +70,28 @@ def transfer(task, features, targets, steps, batch, generator):
     ------
     ValueError
         As for `training.fit`.
+
+    Examples
+    --------
+    >>> features, styles = torch.rand(20, 24, 6, 6), torch.zeros(20, dtype=torch.int64)
+    >>> head, curve = transfer(TASKS["class_places"], features, styles, 3, 10, torch.Generator())
+    >>> head(features).shape, len(curve)
+    (torch.Size([20, 8]), 3)
     """
-    head = training.build(functools.partial(networks.Head, task), generator).to(features.device)
+    shape = tuple(features.shape[1:])
+    head = training.build(functools.partial(networks.Head, task, shape), generator).to(features.device)
     curve = training.fit(head, task, features, targets, steps, batch, generator)
     return head.eval().requires_grad_(False), curve
 
 
-def keep_features(workshop, source):
+def keep_features(workshop: work.Workshop, source: str) -> None:
     """Store the representations of all transfer and test images by one encoder, once for all targets.
 
     Parameters
     ----------
     workshop : Workshop
     source : str
-        A task, or ``"random"``.
+        A task, a task and a family, or ``"random"``.
 
     Raises
     ------
@@ -81,13 +99,12 @@ def keep_features(workshop, source):
         Not rendered or not trained yet; the message gives the command.
     """
     try:
-        state = networks.read(training.piece(workshop, source), "encoder")
+        encoder = networks.load_encoder(training.piece(workshop, source), "encoder").to(workshop.device)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"the encoder of {source} in bank {workshop.seed} is not trained: "
             f"python -m support.bank train --seed {workshop.seed}"
         ) from None
-    encoder = networks.restore(networks.Encoder(), state).to(workshop.device)
     tensors = {}
     for name in workshop.plan.targets:
         view = _view(workshop, name)
@@ -97,15 +114,15 @@ def keep_features(workshop, source):
     work.save_tensors(features_piece(workshop, source), tensors)
 
 
-def keep_transfer(workshop, target, source, doubled):
+def keep_transfer(workshop: work.Workshop, target: str, source: str, steps: int) -> None:
     """Train one transfer and store its piece: the loss of every test image.
 
     Parameters
     ----------
     workshop : Workshop
     target, source : str
-    doubled : bool
-        Train with twice the steps.
+    steps : int
+        Training steps of the head.
     """
     plan, task = workshop.plan, TASKS[target]
     trained, tested = (
@@ -113,11 +130,9 @@ def keep_transfer(workshop, target, source, doubled):
         for split in ("transfer", "test")
     )
     wanted, held_out = _targets(workshop, target)
-    head, _ = transfer(
-        task, trained, wanted, plan.head_steps * (1 + doubled), plan.batch, workshop.generator("transfer", target)
-    )
+    head, _ = transfer(task, trained, wanted, steps, plan.batch, workshop.generator("transfer", target))
     work.save_tensors(
-        piece(workshop, target, source, doubled), {"loss.image": training.losses(head, task, tested, held_out)}
+        piece(workshop, target, source, steps), {"loss.image": training.losses(head, task, tested, held_out)}
     )
 
 
@@ -131,17 +146,17 @@ def _view(workshop, name):
     return RGB if workshop.sees_rgb(name) else name
 
 
-def features_piece(workshop, source):
+def features_piece(workshop: work.Workshop, source: str) -> Path:
     """File of one encoder's representations in the workshop."""
     return workshop.pieces / "features" / f"{source}.safetensors"
 
 
-def piece(workshop, target, source, doubled):
+def piece(workshop: work.Workshop, target: str, source: str, steps: int) -> Path:
     """File of one transfer in the workshop."""
-    return workshop.pieces / ("transfers_doubled" if doubled else "transfers") / target / f"{source}.safetensors"
+    return workshop.pieces / f"transfers_{steps}" / target / f"{source}.safetensors"
 
 
-def jobs(workshop):
+def jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
     """All transfers of the plan.
 
     Parameters
@@ -150,14 +165,51 @@ def jobs(workshop):
 
     Returns
     -------
-    list of (str, str, bool)
-        Target, source, whether with twice the steps; those to one target follow each other.
+    list of (str, str, int)
+        Target, source, training steps; those to one target follow each other.
+
+    Examples
+    --------
+    >>> jobs(work.Workshop(work.TINY))[:2]
+    [('rgb2depth', 'rgb2depth', 6), ('rgb2depth', 'edge2d', 6)]
     """
-    wanted = [(target, False) for target in workshop.plan.targets] + [(name, True) for name in workshop.plan.doubled]
-    return [(target, source, doubled) for target, doubled in wanted for source in training.sources(workshop)]
+    plan = workshop.plan
+    return _jobs(training.sources(workshop), plan.targets, [plan.head_steps]) + _jobs(
+        training.sources(workshop), plan.doubled, [2 * plan.head_steps]
+    )
 
 
-def collect(workshop):
+def crossed_jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
+    """The transfers that the crossed part adds to those, as `jobs` gives them.
+
+    Examples
+    --------
+    >>> crossed_jobs(work.Workshop(work.TINY))[0]
+    ('rgb2depth', 'edge2d@separable', 6)
+    """
+    return _jobs(training.added(workshop), workshop.plan.targets, [workshop.plan.head_steps])
+
+
+def budget_jobs(workshop: work.Workshop) -> list[tuple[str, str, int]]:
+    """The transfers of the study of the budget, as `jobs` gives them: all, with other numbers of steps.
+
+    Examples
+    --------
+    >>> sorted({steps for _, _, steps in budget_jobs(work.Workshop(work.TINY))})
+    [3, 9]
+    """
+    return _jobs(training.sources(workshop), workshop.plan.targets, _budgets(workshop))
+
+
+def _jobs(sources, targets, steps):
+    return [(target, source, number) for target in targets for number in steps for source in sources]
+
+
+def _budgets(workshop):
+    return [steps for steps in workshop.plan.budgets if steps != workshop.plan.head_steps]
+
+
+def collect(workshop: work.Workshop) -> Path:
     """Write the finished file ``losses_seedS.npz``, which `support.oracle.losses` reads.
 
     Parameters
@@ -171,20 +223,13 @@ def collect(workshop):
         The file: float16 losses, names and numbers of images.
     """
     plan, names = workshop.plan, training.sources(workshop)
-
-    def measured(targets, doubled):
-        pieces = [[piece(workshop, target, name, doubled) for target in targets] for name in names]
-        values = [[networks.read(path, "loss")["image"].numpy() for path in row] for row in pieces]
-        return np.array(values).astype(np.float16)
-
-    own = [networks.read(training.piece(workshop, name), "loss") for name in plan.tasks]
     path = workshop.folder / f"losses_seed{workshop.seed}.npz"
     work.save_arrays(
         path,
-        loss=measured(plan.targets, False),
-        loss_double=measured(plan.doubled, True),
-        loss_own=np.stack([losses["own"].numpy() for losses in own]).astype(np.float16),
-        loss_constant=np.stack([losses["constant"].numpy() for losses in own]).astype(np.float16),
+        loss=_measured(workshop, names, plan.targets, plan.head_steps),
+        loss_double=_measured(workshop, names, plan.doubled, 2 * plan.head_steps),
+        loss_own=_own(workshop, plan.tasks, "own"),
+        loss_constant=_own(workshop, plan.tasks, "constant"),
         source=np.array(names),
         target=np.array(plan.targets),
         target_double=np.array(plan.doubled),
@@ -192,3 +237,69 @@ def collect(workshop):
         image=np.array(plan.images("test")),
     )
     return path
+
+
+def collect_crossed(workshop: work.Workshop) -> Path:
+    """Write the finished file ``crossed_seedS.npz``: every task of the crossed part in every family.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Every transfer in it is trained.
+
+    Returns
+    -------
+    Path
+        The file, which `support.oracle.crossed` reads: float16 ``loss`` (source, target, image) and ``loss_own``
+        (source, image); sources are called ``TASK@FAMILY``.
+    """
+    plan, names = workshop.plan, workshop.crossed
+    path = workshop.folder / f"crossed_seed{workshop.seed}.npz"
+    work.save_arrays(
+        path,
+        loss=_measured(workshop, names.values(), plan.targets, plan.head_steps),
+        loss_own=_own(workshop, names.values(), "own"),
+        source=np.array(list(names)),
+        target=np.array(plan.targets),
+        image=np.array(plan.images("test")),
+    )
+    return path
+
+
+def collect_budget(workshop: work.Workshop) -> Path:
+    """Write the finished file ``budget_seedS.npz``: the losses of all transfers with other numbers of training steps.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Every transfer in it is trained.
+
+    Returns
+    -------
+    Path
+        The file, which `support.oracle.budget` reads: float16 ``loss`` (steps, source, target, image). The plan's own
+        number of steps, ``head_steps``, is not among them: its losses are in ``losses_seedS.npz``.
+    """
+    plan, names, budgets = workshop.plan, training.sources(workshop), _budgets(workshop)
+    path = workshop.folder / f"budget_seed{workshop.seed}.npz"
+    work.save_arrays(
+        path,
+        loss=np.stack([_measured(workshop, names, plan.targets, steps) for steps in budgets]),
+        steps=np.array(budgets),
+        head_steps=np.array(plan.head_steps),
+        source=np.array(names),
+        target=np.array(plan.targets),
+        image=np.array(plan.images("test")),
+    )
+    return path
+
+
+def _measured(workshop, names, targets, steps):
+    pieces = [[piece(workshop, target, name, steps) for target in targets] for name in names]
+    values = [[networks.read(path, "loss")["image"].numpy() for path in row] for row in pieces]
+    return np.array(values).astype(np.float16)
+
+
+def _own(workshop, names, kind):
+    values = [networks.read(training.piece(workshop, name), "loss")[kind].numpy() for name in names]
+    return np.stack(values).astype(np.float16)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import hashlib
+import itertools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +25,8 @@ from support.bank.tasks import TASKS
 
 DRAFT = ".draft_"  # how names begin while they are being written
 FOLDER = Path(__file__).parents[2] / "data" / "bank"
+PLAIN = ("plain",)
+CROSSED = ("edge2d", "segment2d", "rgb2depth", "rgb2sfnorm", "room_layout", "segmentsemantic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,14 @@ class Plan:
         Images of a training step.
     steps, head_steps : int
         Training steps of an encoder with its decoder, and of a transfer.
+    families : tuple of str
+        Of `networks.FAMILIES`: those that the tasks' networks are dealt.
+    crossed : tuple of str
+        Tasks that have a network of every family.
+    budgets : tuple of int
+        Training steps of a transfer that the order of the sources is compared at; those of `head_steps` are among them.
+    ships_decoders : bool
+        Whether the tasks' own decoders are among the finished files.
     """
 
     tasks: tuple = tuple(TASKS)
@@ -52,13 +66,17 @@ class Plan:
     batch: int = 64
     steps: int = 1_000
     head_steps: int = 120
+    families: tuple = PLAIN
+    crossed: tuple = ()
+    budgets: tuple = (60, 120, 240, 480)
+    ships_decoders: bool = True
 
     @property
-    def targets(self):
+    def targets(self) -> tuple[str, ...]:
         """Names of the tasks that are transferred to."""
         return tuple(name for name in self.tasks if TASKS[name].is_target)
 
-    def images(self, split):
+    def images(self, split: str) -> range:
         """The numbers, in a bank, of the images of a split.
 
         Parameters
@@ -73,6 +91,11 @@ class Plan:
         ------
         ValueError
             The bank has not so many images.
+
+        Examples
+        --------
+        >>> TINY.images("test")
+        range(100040, 100080)
         """
         if split == "train":
             chosen, there = rooms.TRAIN[: self.n_train], len(rooms.TRAIN) >= self.n_train
@@ -95,7 +118,42 @@ TINY = Plan(
     batch=20,
     steps=12,
     head_steps=6,
+    families=("plain", "separable"),
+    crossed=("edge2d",),
+    budgets=(3, 6, 9),
 )
+BANKS = range(7)  # that the book speaks of
+MIXED = (4, 5, 6)
+CROSSED_BANK = MIXED[0]
+
+
+def plan(seed: int) -> Plan:
+    """What the bank of a seed is made of.
+
+    Parameters
+    ----------
+    seed : int
+
+    Returns
+    -------
+    Plan
+        0, 1 and 2: plain networks, heads trained for 120 steps. All others: heads trained for 240 steps, no decoders
+        kept. 4, 5 and 6: mixed, networks of all four families; 4: six tasks have one of each.
+
+    Examples
+    --------
+    >>> plan(0).head_steps, plan(3).head_steps, plan(4).families
+    (120, 240, ('plain', 'residual', 'separable', 'transformer'))
+    """
+    if seed < 3:
+        return FULL
+    return dataclasses.replace(
+        FULL,
+        head_steps=240,
+        families=tuple(networks.FAMILIES) if seed in MIXED else PLAIN,
+        crossed=CROSSED if seed == CROSSED_BANK else (),
+        ships_decoders=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +167,89 @@ class Workshop:
     seed : int
         Which bank: of rooms, first weights and batches.
     folder : Path
-        Where the finished files go; the pieces lie in ``work`` below it, and may be deleted when all is done.
+        Where the finished files go.
     device : str
         ``"cpu"`` or ``"cuda"``.
+    scratch : Path, optional
+        Where the pieces lie, which may be deleted when all is done; ``work`` below `folder` when None.
     """
 
     plan: Plan = FULL
     seed: int = 0
     folder: Path = FOLDER
     device: str = "cpu"
+    scratch: Path | None = None
 
     @property
-    def pieces(self):
+    def pieces(self) -> Path:
         """Folder of this bank's unfinished pieces; another plan or another kind of device has another one."""
         told = repr((self.plan, self.device)).encode()
-        return Path(self.folder) / "work" / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
+        scratch = Path(self.folder) / "work" if self.scratch is None else Path(self.scratch)
+        return scratch / f"seed{self.seed}_{hashlib.sha256(told).hexdigest()[:8]}"
 
-    def generator(self, *names):
+    @property
+    def families(self) -> dict[str, str]:
+        """Family of every task's network, dealt like cards: dict of str to str.
+
+        The tasks are shuffled within their groups, and the groups laid one behind the other. The families, shuffled
+        too, are then dealt in turn. So each gets as many tasks as any other, of the whole and of every group, or one
+        more. Only the seed decides.
+
+        Examples
+        --------
+        >>> families = Workshop(plan(4), 4).families
+        >>> families["autoencoder"], sorted(families.values()).count("plain")
+        ('transformer', 5)
+        """
+        generator = self.generator("families")
+        turns = [self.plan.families[k] for k in torch.randperm(len(self.plan.families), generator=generator)]
+        cards = []
+        for group in dict.fromkeys(TASKS[name].group for name in self.plan.tasks):
+            names = [name for name in self.plan.tasks if TASKS[name].group == group]
+            cards += [names[k] for k in torch.randperm(len(names), generator=generator)]
+        dealt = dict(zip(cards, itertools.cycle(turns), strict=False))
+        return {name: dealt[name] for name in self.plan.tasks}
+
+    def family(self, name: str) -> str:
+        """Family of a network.
+
+        Parameters
+        ----------
+        name : str
+            A task; a task and a family, as ``"edge2d@residual"``; or the random encoder, which is plain in every bank.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> Workshop(plan(4), 4).family("edge2d@residual")
+        'residual'
+        """
+        task, _, family = name.partition("@")
+        return family or self.families.get(task, PLAIN[0])
+
+    @property
+    def crossed(self) -> dict[str, str]:
+        """Every network of the crossed part and what it is called here: dict of str to str.
+
+        Keys are a task and a family, as ``"edge2d@residual"``; the value is the same, or the bare task for the network
+        that the bank has of it in any case.
+
+        Examples
+        --------
+        >>> Workshop(TINY).crossed
+        {'edge2d@plain': 'edge2d', 'edge2d@separable': 'edge2d@separable'}
+        """
+        dealt = self.families
+        return {
+            f"{task}@{family}": task if dealt[task] == family else f"{task}@{family}"
+            for task in self.plan.crossed
+            for family in self.plan.families
+        }
+
+    def generator(self, *names: Any) -> torch.Generator:
         """A random generator of its own for each purpose.
 
         Parameters
@@ -141,13 +265,18 @@ class Workshop:
         digest = hashlib.sha256("/".join(map(str, (self.seed, *names))).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
-    def shards(self):
+    def shards(self) -> list[tuple[str, int, int]]:
         """The parts that images are rendered in.
 
         Returns
         -------
         list of (str, int, int)
             Split, first image, image after the last one.
+
+        Examples
+        --------
+        >>> Workshop(TINY).shards()[0]
+        ('train', 0, 40)
         """
         parts = []
         for split in ("train", "transfer", "test"):
@@ -156,11 +285,11 @@ class Workshop:
                 parts.append((split, start, min(start + self.plan.shard, images.stop)))
         return parts
 
-    def shard_folder(self, split, start):
+    def shard_folder(self, split: str, start: int) -> Path:
         """Folder of a rendered part; it is there when it is complete."""
         return self.pieces / split / f"{start:06d}"
 
-    def images(self, split, task):
+    def images(self, split: str, task: str) -> torch.Tensor:
         """What a task's network sees.
 
         Parameters
@@ -180,7 +309,7 @@ class Workshop:
         """
         return self._stored(split, f"input_{task}.npy", "rgb.npy")
 
-    def targets(self, split, task):
+    def targets(self, split: str, task: str) -> torch.Tensor:
         """What a task's network shall say.
 
         Parameters
@@ -200,7 +329,7 @@ class Workshop:
         """
         return self._stored(split, f"target_{task}.npy")
 
-    def sees_rgb(self, task):
+    def sees_rgb(self, task: str) -> bool:
         """Whether a task's network sees the plain image, as most do."""
         split, start, _ = self.shards()[0]
         return not (self.shard_folder(split, start) / f"input_{task}.npy").is_file()
@@ -220,7 +349,7 @@ class Workshop:
         return torch.from_numpy(np.concatenate(parts))
 
 
-def render(workshop, split, start, stop):
+def render(workshop: Workshop, split: str, start: int, stop: int) -> None:
     """Render a part of a bank's rooms and store what every task sees and shall say.
 
     Parameters
@@ -286,31 +415,36 @@ def _remove(path):
     path.unlink(missing_ok=True)
 
 
-def sweep(folder):
-    """Remove what processes that were killed have left half written.
+def sweep(workshop: Workshop) -> None:
+    """Remove what processes that were killed have left half written of a bank.
 
     Parameters
     ----------
-    folder : str or Path
-        Of a bank; nobody else works in it.
+    workshop : Workshop
+        Nobody else works on it; others may work on other banks in the same folder.
     """
-    for path in list(Path(folder).rglob(DRAFT + "*")):
+    finished = Path(workshop.folder).glob(f"{DRAFT}*_seed{workshop.seed}.*")
+    for path in [*finished, *workshop.pieces.rglob(DRAFT + "*")]:
         _remove(path)
 
 
-def save_tensors(path, tensors):
+def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], families: dict[str, str] | None = None) -> None:
     """Write a safetensors file that is either complete or not there.
 
     Parameters
     ----------
     path : str or Path
     tensors : dict of str to torch.Tensor
+    families : dict of str to str, optional
+        Family of the encoder whose values begin with a name, where it is not plain; `networks.load_encoder` reads it.
     """
+    unusual = {name: family for name, family in (families or {}).items() if family != PLAIN[0]}
+    metadata = {"families": json.dumps(unusual)} if unusual else None  # one entry: several come in any order
     with _complete(path) as draft:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, metadata)
 
 
-def save_arrays(path, **arrays):
+def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write a compressed npz file that is either complete or not there.
 
     Parameters
@@ -323,7 +457,7 @@ def save_arrays(path, **arrays):
             np.savez_compressed(file, **arrays)
 
 
-def run(function, jobs, workers, title):
+def run(function: Callable, jobs: list[tuple], workers: int, title: str) -> list:
     """Do independent jobs, in this process or in several, with a progress bar.
 
     Every process computes with one thread, so that results do not depend on the number of processes.
@@ -347,6 +481,11 @@ def run(function, jobs, workers, title):
     ------
     RuntimeError
         A process was killed from outside, most often for want of memory.
+
+    Examples
+    --------
+    >>> run(pow, [(2, 3), (3, 2)], 1, "powers")
+    [8, 9]
     """
     with tqdm(total=len(jobs), desc=title, disable=not jobs) as bar:
         if workers == 1 or len(jobs) < 2:

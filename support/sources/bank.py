@@ -1,4 +1,4 @@
-"""``bank:TASK``: the encoders of the task banks, and one with random weights."""
+"""``bank:TASK``: the encoders of the task banks, and one with random weights; ``crossed:TASK@FAMILY``."""
 
 from pathlib import Path
 
@@ -26,8 +26,33 @@ def names() -> dict[str, tuple[str, str]]:
     return {task: (task, FAMILY) for task in (*TASKS, RANDOM)}
 
 
-def _file(seed: int | None) -> Path:
-    return work.FOLDER / f"encoders_seed{seed or 0}.safetensors"
+def crossed_names() -> dict[str, tuple[str, str]]:
+    """Names of the networks of the crossed part, each with its task and its family.
+
+    Returns
+    -------
+    dict of str to (str, str)
+
+    Examples
+    --------
+    >>> crossed_names()["edge2d@residual"]
+    ('edge2d', 'residual')
+    """
+    return {f"{task}@{family}": (task, family) for task in work.CROSSED for family in networks.FAMILIES}
+
+
+def _place(name: str, seed: int | None) -> tuple[int, Path, str]:
+    """Seed of the bank, file and name of the network in it."""
+    if "@" not in name:
+        seed = seed or 0
+        return seed, work.FOLDER / f"encoders_seed{seed}.safetensors", name
+    seed = work.CROSSED_BANK if seed is None else seed
+    crossed = work.Workshop(work.plan(seed), seed).crossed
+    if name not in crossed:
+        raise ValueError(f"bank {seed} has no {name}: leave the seed out for that of bank {work.CROSSED_BANK}")
+    key = crossed[name]
+    prefix = "crossed_" if "@" in key else ""
+    return seed, work.FOLDER / f"{prefix}encoders_seed{seed}.safetensors", key
 
 
 def how(name: str, seed: int | None = None) -> str:
@@ -36,21 +61,27 @@ def how(name: str, seed: int | None = None) -> str:
     Parameters
     ----------
     name : str
-        From `names`.
+        From `names` or `crossed_names`.
     seed : int, optional
-        Which bank, 0 when None.
+        Which bank; when None, 0, and 4 for the crossed part.
 
     Returns
     -------
     str
         Empty when it is loadable.
 
+    Raises
+    ------
+    ValueError
+        A bank without a crossed part.
+
     Examples
     --------
     >>> how("edge2d", seed=17)
     'python -m support.bank all --seed 17'
     """
-    return "" if _file(seed).is_file() else f"python -m support.bank all --seed {seed or 0}"
+    seed, file, _ = _place(name, seed)
+    return "" if file.is_file() else f"python -m support.bank all --seed {seed}"
 
 
 def load(name: str, *, seed: int | None = None) -> Encoder:
@@ -59,36 +90,39 @@ def load(name: str, *, seed: int | None = None) -> Encoder:
     Parameters
     ----------
     name : str
-        From `names`; the encoder has the bare task as its name, as the oracle has.
+        From `names` or `crossed_names`; the encoder has it as its name, as the oracle has.
     seed : int, optional
-        Which bank, 0 when None.
+        Which bank; when None, 0, and 4 for the crossed part.
 
     Returns
     -------
     Encoder
+        Its `family` is one of `support.bank.networks.FAMILIES`.
 
     Raises
     ------
     FileNotFoundError
         The bank has not been made; the message gives the command.
+    ValueError
+        A bank without a crossed part.
 
     Examples
     --------
     >>> load("edge2d").card["title"]
     'edge2d, bank 0'
     """
-    seed = seed or 0
-    if how(name, seed):
-        raise FileNotFoundError(f"bank {seed} has not been made: {how(name, seed)}")
-    network = networks.load_encoder(_file(seed), name)
+    command = how(name, seed)
+    seed, file, key = _place(name, seed)
+    if command:
+        raise FileNotFoundError(f"bank {seed} has not been made: {command}")
+    network = networks.load_encoder(file, key)
     channels, height, width = network.shape
-    end = "" if network.is_signed else ", after ReLU"
-    rooms = f"{work.FULL.n_train:,} rendered rooms of seed {seed}"
+    rooms = f"{work.plan(seed).n_train:,} rendered rooms of seed {seed}"
     return Encoder(
         name,
         network,
-        task=name,
-        family=FAMILY,
+        task=name.partition("@")[0],
+        family=network.family,
         input_size=(network.size, network.size),
         mean=networks.MEAN,
         std=networks.STD,
@@ -96,9 +130,10 @@ def load(name: str, *, seed: int | None = None) -> Encoder:
             "title": f"{name}, bank {seed}",
             "trained_on": "nothing: random weights" if name == RANDOM else rooms,
             "licence": "MIT",
-            "file": _file(seed).name,
-            "sha256": shared.sha256(_file(seed)),
+            "file": file.name,
+            "sha256": shared.sha256(file),
             "parameters": n_values(network),
-            "representation": f"The encoder's output: {channels} feature maps of {height} × {width} units{end}.",
+            "representation": f"The encoder's output: {channels} feature maps of {height} × {width} units, "
+            f"{network.end}.",
         },
     )

@@ -268,7 +268,8 @@ class Tap:
         finally:
             handle.remove()
         if not caught or self.call >= len(caught):
-            raise NotARepresentation(f"layer {self.layer!r} is not called when the network is")
+            times = f" {self.call + 1} times" if caught else ""
+            raise NotARepresentation(f"layer {self.layer!r} is not called{times} when the network is")
         value = caught[self.call]
         if not torch.is_tensor(value):
             what = f"a {type(value).__name__}, expected one tensor"
@@ -505,7 +506,7 @@ def find(
     network : torch.nn.Module
         Frozen, in evaluation mode.
     layer : str
-        Its path; chosen where it is empty.
+        Its path, with ``", call 2"`` behind it for a layer that is called again later; chosen where it is empty.
     inputs : torch.Tensor
         Two images, as the network takes them.
     size : tuple of int
@@ -528,7 +529,9 @@ def find(
     ('the output of 1', {'1': '4 × 6 × 6'})
     """
     if layer:
-        return Tap(network, layer, size=size), f"the output of {layer}", {}
+        name, _, number = layer.partition(", call ")
+        call = int(number) - 1 if number.isdecimal() and int(number) else -1
+        return Tap(network, layer if call < 0 else name, "output", size, call), f"the output of {layer}", {}
     if hasattr(network, "represent"):
         return functools.partial(said, network, size), "what the network's `represent` gives", {}
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):

@@ -128,7 +128,7 @@ def race(n_images, method="epsilon_lrp", seed=0, target="rgb2sfnorm", source="rg
     seconds_affinity, _ = timed(space.affinity, maps)
     seconds_svcca, _ = timed(_svcca, [encoder.to(device) for encoder in encoders], images)
 
-    plan, task = work.FULL, tasks.TASKS[target]
+    plan, task = work.plan(seed), tasks.TASKS[target]
     start, n_few, steps = plan.images("transfer").start, 2 * plan.batch, max(2, plan.head_steps // 10)
     scene = {name: value.to(device) for name, value in rooms.render(seed, start, start + n_few).items()}
     encoder = networks.load_encoder(work.FOLDER / f"encoders_seed{seed}.safetensors", source).to(device)

@@ -58,6 +58,13 @@ def interpreter(folder):
     return os.path.join(folder, "bin", "python")
 
 
+def requirements(root):
+    """The entries of requirements.lock in `root` (str): list of str, each one line, with its hashes behind it."""
+    with open(os.path.join(root, "requirements.lock")) as file:
+        text = re.sub(r"\s*\\\n\s*", " ", file.read())
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
 def fingerprint(root):
     """What an environment was installed from: SHA-256 of `root`/requirements.lock, and `root` itself (str)."""
     with open(os.path.join(root, "requirements.lock"), "rb") as file:
@@ -143,6 +150,13 @@ def explain(output):
             "default build of torch brings several gigabytes of CUDA libraries; README.md says how to get the build "
             "without them)"
         )
+    if "DO NOT MATCH THE HASHES" in output:
+        changed = re.findall(r"^ +(\S+==\S+) from ", output, re.MULTILINE)
+        return (
+            "pip was handed another file than the one whose SHA-256 is in requirements.lock, and did not install it: "
+            "%s. Run the same command again; if it says so again, the package index or somebody between has changed "
+            "the file" % (", ".join(changed) or "see above")
+        )
     if any(sign in output for sign in NETWORK_SIGNS):
         missing = re.findall(r"No matching distribution found for (\S+)", output)
         return (
@@ -226,8 +240,9 @@ def make_environment(folder):
 def install(python, root):
     """Install what requirements.lock says, and this book's own package, into one environment.
 
-    Torch comes first and with its own dependencies: which further libraries it needs depends on the build (CUDA or
-    not) that the package index hands out. Everything else is in the lock, and nothing is resolved.
+    Everything but torch has to have one of the SHA-256 of the lock, and nothing is resolved. Torch comes last and with
+    its own dependencies: its file and the libraries that it needs are those of the build (CUDA or not) that the package
+    index hands out.
 
     Parameters
     ----------
@@ -239,13 +254,21 @@ def install(python, root):
     Raises
     ------
     InstallError
-        pip failed.
+        pip failed, or a file has another SHA-256.
     """
-    lock = os.path.join(root, "requirements.lock")
-    with open(lock) as file:
-        torch = re.search(r"^torch==\S+", file.read(), re.MULTILINE).group(0)
-    run_pip(python, ["install", torch, "-c", lock], "1/3 " + torch.replace("==", " "))
-    run_pip(python, ["install", "--no-deps", "-r", lock], "2/3 everything else in requirements.lock")
+    entries = requirements(root)
+    (torch,) = [entry for entry in entries if entry.startswith("torch==")]
+    folder = tempfile.mkdtemp()
+    try:
+        hashed, plain = os.path.join(folder, "hashed.txt"), os.path.join(folder, "plain.txt")
+        with open(hashed, "w") as file:
+            file.write("".join(entry + "\n" for entry in entries if entry != torch))
+        with open(plain, "w") as file:
+            file.write("".join(entry.split(" --hash")[0] + "\n" for entry in entries))
+        run_pip(python, ["install", "--no-deps", "--require-hashes", "-r", hashed], "1/3 everything but torch")
+        run_pip(python, ["install", torch, "-c", plain], "2/3 " + torch.replace("==", " "))
+    finally:
+        shutil.rmtree(folder)
     run_pip(python, ["install", "--no-deps", "--no-build-isolation", "-e", root], "3/3 this book's own package")
 
 
@@ -294,15 +317,16 @@ def lock(root):
         run_pip(python, ["install"] + direct, "1/3 direct dependencies")
         run_pip(python, ["install", "--no-deps"] + wheels, "2/3 wheels without dependencies")
         names = json.dumps([direct, wheels])
-        print("3/3 other systems")
+        print("3/3 other systems, and the hashes of all files")
         sys.stdout.flush()
         lines = subprocess.check_output([python, os.path.abspath(__file__), "--closure", names], cwd=folder)
     finally:
         shutil.rmtree(folder)
     header = (
         "# Exact versions of all that `make book` and `make test` install; Python 3.11-3.13, Linux, macOS, Windows.\n"
-        "# Made by `make lock` from pyproject.toml; not meant to be edited. Complete: installed with --no-deps, after\n"
-        "# torch, which brings the libraries of the build that the package index hands out (CUDA or not).\n"
+        "# Made by `make lock` from pyproject.toml; not meant to be edited. Complete: installed with --no-deps, and a\n"
+        "# file must have one of the hashes here. Torch has none: every index hands out a build of its own (CUDA or\n"
+        "# not), with libraries of that build. tools/install.py reads this file; pip alone would refuse torch's line.\n"
     )
     with open(os.path.join(root, "requirements.lock"), "w") as file:
         file.write(header + lines.decode())
@@ -319,7 +343,8 @@ def closure(direct, wheels):
     Returns
     -------
     list of str
-        ``name==version``, with a marker where not every supported machine needs it; sorted by name.
+        ``name==version``, with a marker where not every supported machine needs it, and a line for each hash; sorted
+        by name.
     """
     import importlib.metadata
 
@@ -362,7 +387,7 @@ def closure(direct, wheels):
                         waiting.append((requirement.name, frozenset(requirement.extras)))
             for name in wheels:
                 needed_by[canonicalize_name(Requirement(name).name)].add((version, system))
-    lines = []
+    lines, index = [], index_address()
     versions = {"3.11", "3.12", "3.13"}
     for name, machines in needed_by.items():
         line = name + "==" + look_up(name)[0]
@@ -377,8 +402,80 @@ def closure(direct, wheels):
             conditions.append(" or ".join('sys_platform == "%s"' % system for system in sorted(platforms)))
         if len(conditions) == 2:
             conditions = ["(%s)" % condition for condition in conditions]
-        lines.append(line + (" ; " + " and ".join(conditions) if conditions else ""))
+        line += " ; " + " and ".join(conditions) if conditions else ""
+        digests = [] if name == "torch" else hashes(name, look_up(name)[0], page_of(name, index))
+        lines.append(" \\\n    --hash=sha256:".join([line] + digests))
     return sorted(lines)
+
+
+def index_address():
+    """Address of the package index that pip is configured to use: str, ending with a slash."""
+    environment = dict(os.environ, COLUMNS="1000")
+    command = [sys.executable, "-m", "pip", "install", "--help"]
+    said = subprocess.check_output(command, env=environment, universal_newlines=True)
+    return re.search(r"--index-url.*?\(default:? (\S+?)\)", said, re.DOTALL).group(1).rstrip("/") + "/"
+
+
+def page_of(name, index):
+    """What the package index at the address `index` (str) says of a package: HTML with a link for each file."""
+    import requests
+
+    answer = requests.get(index + name + "/", headers={"Accept": "text/html"}, timeout=60)
+    answer.raise_for_status()
+    return answer.text
+
+
+def hashes(name, version, page):
+    """SHA-256 of the files of one version of a package that a supported machine may be handed.
+
+    Parameters
+    ----------
+    name, version : str
+        Of the package.
+    page : str
+        As `page_of` returns it.
+
+    Returns
+    -------
+    list of str
+        64 hexadecimal digits each, sorted: wheels for Python 3.11-3.13 on 64-bit Linux, macOS and Windows, and the
+        source.
+
+    Raises
+    ------
+    InstallError
+        The index has no such file, or no SHA-256 of it.
+    """
+    from packaging.utils import parse_sdist_filename, parse_wheel_filename
+    from packaging.version import Version
+
+    found = set()
+    for file, digest in re.findall(r'href="[^"]*?([^/"]+)#sha256=([0-9a-f]{64})"', page):
+        try:
+            if file.endswith(".whl"):
+                _, of, _, tags = parse_wheel_filename(file.replace("%2B", "+"))
+            else:
+                (_, of), tags = parse_sdist_filename(file.replace("%2B", "+")), None
+        except ValueError:  # a kind of file that pip no longer installs
+            continue
+        if of == Version(version) and (tags is None or any(fits(tag) for tag in tags)):
+            found.add(digest)
+    if not found:
+        raise InstallError("the package index has no file of %s %s with a SHA-256" % (name, version))
+    return sorted(found)
+
+
+def fits(tag):
+    """Whether a wheel with this `tag` (packaging.tags.Tag) can be installed on a supported machine."""
+    number = re.match(r"(cp|py)3(\d*)$", tag.interpreter)
+    if not number:
+        return False
+    minor = int(number.group(2) or 11)
+    of_python = minor in (11, 12, 13) or (minor < 13 and (tag.abi == "abi3" or number.group(1) == "py"))
+    of_system = re.match(
+        r"(any|(linux|manylinux|macosx|win)\w*_(x86_64|aarch64|amd64|arm64|universal2))$", tag.platform
+    )
+    return of_python and tag.abi in ("none", "abi3", tag.interpreter) and bool(of_system)
 
 
 def ask_index(name):
