@@ -213,6 +213,54 @@ def test_wrong_input_says_what_is_known():
         attribute(toy(), images.rename(image="picture"), "saliency")
 
 
+NO_GOOD = {
+    "encoders": [
+        ("bank:edge2d", r"got the str 'bank:edge2d': zoo.load\('bank:edge2d'\) makes one"),
+        (["bank:edge2d"], "zoo.load"),
+        (None, "got the NoneType None: zoo.load makes them"),
+        (nn.ReLU(), "got the ReLU"),
+        ({"a": toy()}, "got the dict"),
+        (np.zeros(3), "got the ndarray"),
+        ([toy(), 3], "got the int 3"),
+        ((), "no encoder"),
+    ],
+    "images": [
+        (np.zeros((2, 12, 12, 3)), "images must be a DataArray"),
+        (None, "images must be a DataArray"),
+        (probe().to_dataset(name="images"), "images must be a DataArray"),
+        (probe()[:0], "expected at least one"),
+        (probe()[..., :2], "three channels"),
+        (probe() * 255, "toy: images lie in"),
+        (probe().where(probe() > 0.1), "toy: images hold values that are not finite"),
+    ],
+    "method": [
+        (None, "unknown attribution method"),
+        (3, "unknown attribution method"),
+        ([], "unknown attribution method"),
+        ([["saliency"]], "unknown attribution method"),
+        ({"saliency": 1}, "unknown attribution method"),
+        (["saliency", "gradient", "saliency"], "a method is given twice: saliency, gradient, saliency"),
+        (["relational", "relational"], "twice"),
+    ],
+    "epsilon": [
+        (value, "epsilon must be positive") for value in (np.inf, 0, np.nan, -1, 1e-50, 1e39, "1", None, [1e-4])
+    ],
+    "ridge": [(value, "ridge must be positive") for value in ("1", None, [1e-6], 1j)],
+    "references": [(v, "references is a number from 1") for v in ("12", None, 2.5, [0.5], [[0]], -3, np.nan, True, {})],
+    "channels": [(value, 'channels is "mean" or "keep"') for value in (None, ["mean"], 3, "MEAN")],
+    "batch_size": [(value, "batch_size must be a whole number") for value in ("3", 2.5, -1, [2], True)],
+    "device": [(value, "cannot be used here") for value in (None, 3.5, ["cpu"], "", "cuda:99")],
+}
+
+
+@pytest.mark.parametrize("argument", NO_GOOD)
+def test_what_is_no_good_is_told_in_a_sentence(argument):
+    for value, message in NO_GOOD[argument]:
+        arguments = {"encoders": toy(), "images": probe(), "method": "relational", "device": "cpu"} | {argument: value}
+        with pytest.raises(ValueError, match=message):
+            attribution.attribute(**arguments, progress=False)
+
+
 @pytest.mark.parametrize("device", ["abacus", "meta", "mps:9"])
 def test_a_device_that_is_not_here_is_refused_and_the_encoder_stays_where_it_was(device):
     encoder = toy()
