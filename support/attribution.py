@@ -129,8 +129,7 @@ def attribute(
 
     Examples
     --------
-    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
-    >>> encoder = Encoder("mine", network, task="none", family="toy", input_size=(8, 8))
+    >>> encoder = Encoder("mine", torch.nn.Conv2d(3, 4, 3), task="none", family="toy", input_size=(8, 8))
     >>> images = xr.DataArray(np.full((2, 16, 16, 3), 0.5, np.float32), dims=("image", "y", "x", "channel"))
     >>> attribute(encoder, images, ["saliency", "gradient"], progress=False).sizes["attribution"]
     2
