@@ -32,10 +32,10 @@ LAYERS = [
     "similarity predictivity",
     "oracle",
     "ranking supervised",
-    "bank.training bank.transfers bank.__main__",
+    "bank.training bank.transfers bank.report bank.__main__",
     "notebook figures",
     "chapters.",
-    "profiles runner pages sweep book",
+    "profiles runner pages sweep book rank",
 ]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 MOST_LINES = 15  # of a visible cell
