@@ -88,7 +88,7 @@ def _obey(options):
         return None
     profile = options.profile or "book"
     given = {name: value_of(text) for name, text in options.given}
-    settings = {"given": given, "only": options.only, "file": options.profiles}
+    settings = {"root": ROOT, "given": given, "only": options.only, "file": options.profiles}
     if options.dry_run:
         print(dry_run(profile, **settings))
         return None
@@ -103,8 +103,8 @@ def _obey(options):
             print(f"executed notebooks: {folder_of(ROOT, profile) / 'notebooks'}")
             return None
         print("building the pages ...", flush=True)
-        assemble(profile)
-        return build(profile)
+        assemble(profile, ROOT)
+        return build(profile, ROOT)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from support import space
+from support import directions
 
 
-def crossed(maps: xr.DataArray) -> xr.DataArray:
+def crossed(maps: xr.DataArray, channels: str = "mean") -> xr.DataArray:
     """Cosine of every model's map of every image with every model's map of every image.
 
     Where both images are the same, its mean is `space.affinity`. Where they differ, it is `space.chance`.
@@ -17,8 +17,9 @@ def crossed(maps: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     maps : xarray.DataArray
-        (model, image, y, x) or (model, image, y, x, channel): the cosine is taken over all values of a map. They are
-        held in memory.
+        As for `space.affinity`, without the axis reference. They are held in memory.
+    channels : {"mean", "keep"}, default "mean"
+        As for `space.affinity`.
 
     Returns
     -------
@@ -27,8 +28,8 @@ def crossed(maps: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
-    ValueError
-        As for `space.affinity`.
+    TypeError, ValueError
+        As for `space.affinity`, or maps with the axis reference.
 
     Examples
     --------
@@ -36,16 +37,16 @@ def crossed(maps: xr.DataArray) -> xr.DataArray:
     >>> crossed(maps)[0, 0].values.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    space.affinity(maps, "keep" if "channel" in maps.dims else "mean")  # names what has no direction
-    maps = maps.transpose("model", "image", ...)
-    n_models, n_images = maps.shape[:2]
-    points = maps.values.reshape(n_models * n_images, -1).astype(np.float32)
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    cosines = (points @ points.T).reshape(n_models, n_images, n_models, n_images).swapaxes(1, 2)
-    names = maps.model.values
-    return xr.DataArray(
-        np.clip(cosines, -1, 1), {"source": names, "target": names}, ("source", "target", "image", "other")
-    )
+    maps = directions.checked(maps, channels)
+    if "reference" in maps.dims:
+        raise ValueError("images are crossed for maps without the axis reference: select one reference image")
+    names, (n_models, n_images) = maps.model.values, maps.shape[:2]
+    blocks = directions.blocks(maps, channels)
+    points = np.concatenate([directions.unit(points, names, images) for images, points in blocks])
+    points = points.reshape(n_images * n_models, -1)
+    cosines = np.clip(points @ points.T, -1, 1).reshape(n_images, n_models, n_images, n_models)
+    coords = {"source": names, "target": names}
+    return xr.DataArray(cosines.transpose(1, 3, 0, 2), coords, ("source", "target", "image", "other"))
 
 
 def means(cosines: xr.DataArray, weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

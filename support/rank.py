@@ -12,6 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from support import passes, probe, readout, similarity, zoo
 from support.encoder import Encoder
@@ -19,6 +23,8 @@ from support.sources.architectures import randomise
 
 CHANCES = 12  # times that the images of one side are moved on, or the labels shuffled
 LEVEL = 0.95  # of intervals
+FOLDS = 5  # of a linear probe
+PENALTIES = np.logspace(-2, 6, 17)  # that it chooses from
 FEWEST = 10  # images, from which an interval means something
 
 
@@ -52,7 +58,7 @@ def evidence(
     target : Encoder or numpy.ndarray
         The network that was trained for the task: its representation is predicted, at each position from the
         neighbourhood (see `similarity.predictivity`). Or labels (image, output), classes as columns of 0 and 1: they
-        are predicted from the means of the source's channels over the positions, as a linear probe does.
+        are predicted by a linear probe on the means of the source's channels over the positions.
     seed : int, default 0
         Of the twin's weights and of the shuffled labels.
     device : str, default "auto"
@@ -71,36 +77,62 @@ def evidence(
     n_images = images.sizes["image"]
     if n_images < FEWEST:
         raise ValueError(f"there are {n_images} images: at least {FEWEST} are needed to rank anything")
-    rng = np.random.default_rng(seed)
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two sources have one name: {', '.join(sorted(names))}")
     if isinstance(target, Encoder):
-        wanted = passes.representations([target], images, device)[target.name]
-        twin = copy.deepcopy(target)
-        twin.name = f"{target.name}, untrained"
-        randomise(twin.network, twin.preprocess(images[: min(n_images, 32)]), seed)
-        untrained = passes.representations([twin], images, device)[twin.name]
-        orders = [np.roll(np.arange(n_images), round(k)) for k in np.linspace(1, n_images - 1, CHANCES)]
+        compare = _of_network(images, target, seed, device)
     else:
-        wanted, untrained = np.asarray(target, np.float64), None
+        wanted = np.asarray(target, np.float64)
         if wanted.ndim != 2 or len(wanted) != n_images:
             raise ValueError(f"labels have the shape {wanted.shape}, expected one row for each of {n_images} images")
-        orders = [rng.permutation(n_images) for _ in range(CHANCES)]
+        compare = _of_labels(wanted, seed)
     found = {}
     for source in sources:
         progress(source.name)
         started = time.perf_counter()
-        values = passes.representations([source], images, device)[source.name]
-        if untrained is None:
-            values = values.reshape(*values.shape[:2], -1).mean(2)
-        pair = similarity.together({source.name: values, "the target": wanted})
-        one, other = (readout.Summary(form, name) for name, form in pair.items())
-        missed, spread = readout.errors(one, other)
-        chance = [readout.explained(one, other.reordered(order)) for order in orders]
-        control = np.nan
-        if untrained is not None:
-            form = similarity.together({source.name: values, "the untrained twin": untrained})["the untrained twin"]
-            control = readout.explained(one, readout.Summary(form, "the untrained twin"))
-        found[source.name] = Evidence(missed, spread, np.array(chance), control, time.perf_counter() - started)
+        parts = compare(source.name, passes.representations([source], images, device)[source.name])
+        found[source.name] = Evidence(*parts, time.perf_counter() - started)
     return found
+
+
+def _of_network(images, target, seed, device):
+    """Comparison of a source's representations with those of a network for the task and of its untrained twin."""
+    twin = copy.deepcopy(target)
+    twin.name = "the untrained twin"
+    randomise(twin.network, twin.preprocess(images[:32]), seed)
+    targets = {one.name: passes.representations([one], images, device)[one.name] for one in (target, twin)}
+    shifts = np.unique(np.linspace(1, images.sizes["image"] - 1, CHANCES).round().astype(int))
+
+    def compare(name, values):
+        reps = {name: values, "the target": targets[target.name], twin.name: targets[twin.name]}
+        one, wanted, untrained = (readout.Summary(form, what) for what, form in similarity.together(reps).items())
+        chance = np.array([readout.explained(one, wanted.moved(shift)) for shift in shifts])
+        return *readout.errors(one, wanted), chance, readout.explained(one, untrained)
+
+    return compare
+
+
+def _of_labels(wanted, seed):
+    """Comparison of a source's representations, averaged over positions, with labels: a linear probe, held out."""
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(wanted)) for _ in range(CHANCES)]
+    spread = (wanted - wanted.mean(0)) ** 2
+
+    def compare(name, values):
+        features = values.reshape(*values.shape[:2], -1).mean(2)
+        missed = (wanted - _probe(features, wanted)) ** 2
+        by_chance = [(wanted[order] - _probe(features, wanted[order])) ** 2 for order in orders]
+        chance = np.array([(1 - each.sum(0) / spread.sum(0)).mean() for each in by_chance])
+        return missed, spread, chance, np.nan
+
+    return compare
+
+
+def _probe(features, wanted):
+    """Predictions for each fifth of the images by ridge regression on the others, which choose the penalty too."""
+    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
+    return cross_val_predict(model, features, wanted, cv=KFold(FOLDS)).reshape(wanted.shape)
 
 
 def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -291,14 +323,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if bool(given.network) == bool(given.labels):
         parser.error("give --network (no labels needed), or --labels (no network needed), and not both")
+    if given.out.resolve().is_relative_to(Path(given.images).resolve()):
+        parser.error("--out lies inside --images: its picture would be an image of the next run; choose another folder")
     try:
+        sources = load_sources(given.networks)
+        if given.network:
+            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
+            target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
         images = probe.load(f"folder:{given.images}", given.n, given.pixels, given.seed, crop="centre", fewer=True)
         if given.labels:
             target = read_labels(given.labels, images.file.values.tolist())
-        else:
-            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
-            target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
-        sources = load_sources(given.networks)
         found = evidence(
             images,
             sources,

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -388,6 +389,37 @@ def test_two_processes_do_not_run_one_profile_at_once(root, monkeypatch, capsys)
     with filelock.FileLock(root / "book" / "_build" / "smoke" / ".lock"), pytest.raises(SystemExit) as stopped:
         book.main(["--profile", "smoke"])
     assert "another process is at work" in stopped.value.code
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from support import book
+book.ROOT = Path(sys.argv[1])
+book.main(["--profile", "smoke", "--only", "01_one", "02_two"])
+"""
+
+
+def test_a_killed_run_leaves_nothing_that_breaks_the_next(root, monkeypatch):
+    """Killed while the second notebook runs: the first is not run again, the second is, and the lock is free."""
+    write_notebook(root / "notebooks" / "01_one.ipynb", "print(n_images)")
+    wait = "from pathlib import Path\nimport time\nPath('runs').write_text('')\nwhile Path('wait').exists(): time.sleep(0.1)"
+    write_notebook(root / "notebooks" / "02_two.ipynb", wait)
+    write_profiles(root, "smoke: {}")
+    (root / "wait").write_text("")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], env=environment, stdout=subprocess.DEVNULL)
+    while not (root / "runs").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    (root / "wait").unlink()
+    monkeypatch.setattr(book, "ROOT", root)
+    again = {}
+    monkeypatch.setattr(book, "run", lambda *arguments, **options: again.update(ran=runner.run(*arguments, **options)))
+    book.main(["--profile", "smoke", "--only", "01_one", "02_two"])
+    assert again["ran"] == ["02_two"]
 
 
 def test_full_disk_ends_in_one_message(root, monkeypatch):

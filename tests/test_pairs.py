@@ -30,7 +30,7 @@ def test_colours_count_where_they_were_kept():
     maps = xr.DataArray(
         rng.normal(size=(2, 3, 4, 4, 3)), {"model": ["a", "b"]}, ("model", "image", "y", "x", "channel")
     )
-    affinity, _ = pairs.means(pairs.crossed(maps), np.ones((1, 3)), np.arange(3))
+    affinity, _ = pairs.means(pairs.crossed(maps, "keep"), np.ones((1, 3)), np.arange(3))
     assert affinity[0, 0] == pytest.approx(float(space.affinity(maps, "keep")[0, 1]), abs=1e-6)
 
 
@@ -39,6 +39,11 @@ def test_a_map_without_direction_is_named():
     maps[2, 4] = 0
     with pytest.raises(ValueError, match="model c for image 4"):
         pairs.crossed(maps)
+
+
+def test_maps_of_reference_images_are_refused():
+    with pytest.raises(ValueError, match="select one reference"):
+        pairs.crossed(some_maps().expand_dims("reference", 2))
 
 
 def test_weights_count_images_and_groups_are_left_out_of_chance():

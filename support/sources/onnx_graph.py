@@ -29,6 +29,10 @@ TYPES = [
 ]
 SHAPE_ARITHMETIC = {"Size", "Trilu", "OneHot"}  # understood where all they take is a constant
 MOVES = {"Gather", "Slice", "Cast", "Squeeze", "Unsqueeze", "Concat", "Identity"}  # of values, without arithmetic
+VALUES = {getattr(onnx.AttributeProto, name) for name in "FLOAT INT STRING TENSOR FLOATS INTS STRINGS".split()}
+WIDE = {"starts", "ends", "start", "end", "value_int", "value_ints"}  # attributes that need all 64 bits
+_TERM = r" *[A-Za-z]*(\.\.\.[A-Za-z]*)? *"
+TERMS = rf"{_TERM}(,{_TERM})*(->{_TERM})?"  # of Einsum
 
 
 def shown(name):
@@ -238,9 +242,7 @@ def rename(model, size, converts):
             plain.input.pop()
         plain.output.extend(new(name) if name else "" for name in node.output)
         for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs or attribute.ref_attr_name or attribute.sparse_tensors:
-                raise ValueError(f"the operator {node.op_type} has a graph, or a reference, inside: it is not read")
-            plain.attribute.add().CopyFrom(_plain_attribute(attribute))
+            plain.attribute.add().CopyFrom(_plain_attribute(attribute, node.op_type))
     for value in graph.output:
         if not own.get(value.name):
             raise ValueError(f"nothing makes the output {shown(value.name)}")
@@ -254,15 +256,21 @@ def _plain_tensor(tensor, name):
     return numpy_helper.from_array(numpy_helper.to_array(tensor), name)
 
 
-def _plain_attribute(attribute):
-    plain = onnx.AttributeProto()
-    plain.CopyFrom(attribute)
-    plain.ClearField("doc_string")
-    if attribute.HasField("t"):
-        plain.t.CopyFrom(_plain_tensor(attribute.t, ""))
-    for tensor in plain.tensors:
-        tensor.CopyFrom(_plain_tensor(tensor, ""))
-    return plain
+def _plain_attribute(attribute, kind):
+    if attribute.ref_attr_name or attribute.type not in VALUES:
+        raise ValueError(f"the operator {kind} has a graph, or a reference, inside: it is not read")
+    value = helper.get_attribute_value(attribute)
+    numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else attribute.ints
+    is_small = attribute.name in WIDE or all(abs(number) < 2**31 for number in numbers)
+    if not is_small or (attribute.name == "batch_dims" and attribute.i < 0):  # onnx itself does not check
+        raise ValueError(f"the operator {kind} has the attribute {attribute.name} out of its range")
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        value = _plain_tensor(value, "")
+    for text in value if attribute.type == onnx.AttributeProto.STRINGS else [attribute.s]:
+        # Words alone, because the readers outside do not end on every text: onnx's one of equations does not.
+        if not re.fullmatch(TERMS if attribute.name == "equation" else r"\w*", text.decode(), re.ASCII):
+            raise ValueError(f"the operator {kind} has the unknown attribute {shown(text.decode())}")
+    return helper.make_attribute(attribute.name, value, attr_type=attribute.type)
 
 
 def refuse_operators(nodes, opset, converts, names=None):
@@ -342,7 +350,7 @@ def shapes(network, input_shape, n_images, is_bounded=False):
         is_constant = constant.issuperset(filter(None, node.input))
         if is_constant:
             constant.update(node.output)
-        needed[is_constant] += sum(_memory(made[name]) for name in filter(None, node.output))
+        needed[is_constant] += sum(_memory(made[name]) for name in filter(None, node.output)) + _padded(node, types)
         work += _multiplications(node, types)
         if is_bounded:
             _bound(needed[True], network.size)
@@ -382,6 +390,15 @@ def dimensions(kind):
 
 def _memory(kind):
     return math.prod(dimensions(kind)) * helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type).itemsize
+
+
+def _padded(node, types):
+    """Memory of a convolution's or pool's input with its padding."""
+    pads = [max(amount, 0) for amount in attributes_of(node).get("pads", [])]
+    lengths = dimensions(types[node.input[0]]) if pads else []
+    begin, end = [0] * (len(lengths) - len(pads) // 2) + pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    end = [0] * (len(lengths) - len(end)) + end
+    return 4 * math.prod(map(sum, zip(lengths, begin, end, strict=True))) if pads else 0
 
 
 def _infer(node, types, values, network):

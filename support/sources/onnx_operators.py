@@ -116,7 +116,7 @@ def _reduction(node):
     if not axes and node.get("noop_with_empty_axes", 0):
         return nn.Identity(), node.inputs[:1]
     axes = sorted(axis % node.rank for axis in axes) or list(range(node.rank))
-    return _alone(reduce, node, kind=node.kind, dim=axes, keepdim=bool(node.get("keepdims", 1)))
+    return _alone(reduce, node, kind=node.kind, dim=axes, keepdim=node.get("keepdims", 1) == 1)
 
 
 # windows
