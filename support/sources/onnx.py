@@ -22,7 +22,7 @@ import torch
 from onnx import TensorProto, numpy_helper, reference
 from torch import nn
 
-from support.encoder import Encoder
+from support.encoder import SINGLE, Encoder
 from support.sources import onnx_graph, onnx_operators, representation, shared, wrap
 from support.sources.representation import shape_of_one
 
@@ -582,7 +582,7 @@ def _preprocessing(axes, preprocessing):
         preprocessing["layout"] = "NHWC" if last else "NCHW"
     n_channels, *size = (axes[3], *axes[1:3]) if preprocessing["layout"] == "NHWC" else axes[1:]
     if n_channels is None:
-        n_channels = 1 if preprocessing.get("channels") == "GREY" else 3
+        n_channels = 1 if preprocessing.get("channels") in SINGLE else 3
     if n_channels not in (1, 3):
         raise ValueError(f"the input has {n_channels} channels, expected 3 (or 1, grey)")
     preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or wrap.SIZE for length in size))
