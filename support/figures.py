@@ -11,6 +11,7 @@ from matplotlib.figure import FigureBase
 from pandas.io.formats.style import Styler
 from scipy.cluster.hierarchy import dendrogram
 
+from support import ranking
 from support.methods import TABLE
 
 plt.rcParams.update(
@@ -340,6 +341,109 @@ def matrix(values: xr.DataArray, label: str, ax: plt.Axes | None = None) -> Figu
             colour = "black" if itself[row, column] or number > middle else "white"
             ax.text(column, row, f"{number:.2f}", ha="center", va="center", color=colour, fontsize=9)
     return ax.figure
+
+
+def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7):
+    """Draw a (source, target) matrix with small names and a colour bar below, to stand beside others.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    values : xarray.DataArray
+        (source, target), float; a model beside itself is left blank.
+    title : str
+    signed : bool, default False
+        Red above zero and blue below, with the same reach; otherwise from dark to bright.
+    size : float, default 7
+        Of the names, in points.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["a", "b"]}
+    >>> matrix = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], names, ("source", "target"))
+    >>> figure, ax = plt.subplots()
+    >>> panel(ax, matrix, "alike")
+    >>> ax.get_title(), [label.get_text() for label in ax.get_yticklabels()]
+    ('alike', ['a', 'b'])
+    """
+    itself = values.source.values[:, None] == values.target.values[None]
+    numbers = np.where(itself, np.nan, values.values.astype(float))
+    reach = np.nanmax(abs(numbers)) or 1
+    look = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach} if signed else {"cmap": "viridis"}
+    picture = ax.imshow(numbers, **look)
+    ax.set_facecolor("0.9")
+    names = [[short(name) for name in values[axis].values] for axis in ("target", "source")]
+    ax.set_xticks(range(len(names[0])), names[0], rotation=90, fontsize=size)
+    ax.set_yticks(range(len(names[1])), names[1], fontsize=size)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    ax.figure.colorbar(picture, ax=ax, orientation="horizontal", shrink=0.8)
+
+
+def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
+    """Draw the correlation-priority curve, and the middle half of the targets around it.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    correlation, truth : xarray.DataArray
+        As for `ranking.correlation_priority_curve`.
+
+    Examples
+    --------
+    >>> names = {"source": [*"abc"], "target": [*"abc"]}
+    >>> truth = xr.DataArray(np.arange(9.0).reshape(3, 3), names, ("source", "target"))
+    >>> figure, ax = plt.subplots()
+    >>> priority_curve(ax, truth, truth)
+    >>> len(ax.lines)
+    1
+    """
+    single = ranking.correlation_priority_curve(correlation, truth, mean=False)
+    low, high = np.percentile(single, [25, 75], axis=1)
+    ax.fill_between(single.priority, low, high, alpha=0.2)
+    ax.plot(single.priority, ranking.correlation_priority_curve(correlation, truth), "o-")
+    ax.set(xlabel="place of the source (1 is best)", ylabel="correlation with the target (1)")
+
+
+def intervals(claims):
+    """Draw claims that are judged by an interval, one a line, beside the band where the interval has to lie.
+
+    Parameters
+    ----------
+    claims : sequence
+        With the attributes claim, verdict, interval (mean, low, high) and bounds (low, high; one may be infinite).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> interval = ranking.Interval(0.1, 0.05, 0.15)
+    >>> claim = SimpleNamespace(claim="better", verdict="holds", interval=interval, bounds=(0, np.inf))
+    >>> [label.get_text() for label in intervals([claim]).axes[0].get_yticklabels()]
+    ['better']
+    """
+    figure, ax = plt.subplots(figsize=(8, 0.36 * len(claims) + 1.2))
+    colours = {"holds": "C2", "undecided": "0.45"}
+    ends = [end for claim in claims for end in (*claim.interval[1:], *filter(np.isfinite, claim.bounds))]
+    reach = min(ends) - 0.1, max(ends) + 0.1
+    for y, claim in enumerate(claims):
+        low, high = np.clip(claim.bounds, *reach)
+        ax.barh(y, high - low, left=low, height=0.8, color="0.93", zorder=0)
+        mean, *bounds = claim.interval
+        colour = colours.get(claim.verdict, "C3")
+        ax.plot(bounds, [y, y], color=colour, linewidth=2)
+        ax.plot(mean, y, "o", color=colour)
+    for verdict, colour in {**colours, "does not hold here": "C3"}.items():
+        ax.plot([], [], "o-", color=colour, label=verdict)
+    ax.set_yticks(range(len(claims)), [claim.claim for claim in claims], fontsize=9)
+    ax.set(xlabel="difference, or P@5 (1)", xlim=reach)
+    ax.axvline(0, color="0.6", linewidth=0.8)
+    ax.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    return figure
 
 
 def hover_matrix(values: xr.DataArray, digits: int = 2) -> Styler:

@@ -24,6 +24,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 INJECTED = "# Parameters"  # first line of the cell that papermill adds
 FINDING = "application/vnd.transferability.finding+json"  # how an executed notebook carries a finding to the first page
 FINDINGS_HERE = "<!-- findings -->"  # the place on the first page where their table is put
+LEFT = "application/vnd.transferability.left+json"  # how it carries what a chapter leaves for the hand-written pages
+LEFT_HERE = re.compile(r"<!-- found: (.+?) -->")  # the places on them
 
 
 class Parameter(NamedTuple):
@@ -418,6 +420,72 @@ class _Finding(_Sentence):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {FINDING: self.said}
+
+
+def leave(texts: dict[str, str]) -> None:
+    """Leave results of a run in the notebook, for the hand-written pages that ask for them by name.
+
+    A page has ``<!-- found: NAME -->`` where the text belongs. The cell is hidden in the book by the tag
+    ``remove-cell``.
+
+    Parameters
+    ----------
+    texts : dict of str to str
+        Name and text, in Markdown on one line.
+
+    Raises
+    ------
+    ValueError
+        A text of more than one line.
+
+    Examples
+    --------
+    >>> leave({"popularity": "holds: 0.54"})
+    left for other pages: popularity
+    """
+    for name, text in texts.items():
+        if "\n" in text:
+            raise ValueError(f"{name}: what is left for a page is one line of text")
+    display(_Left(texts))
+
+
+class _Left(_Sentence):
+    """Texts, to be collected."""
+
+    def __init__(self, texts):
+        super().__init__(f"left for other pages: {', '.join(texts)}")
+        self.texts = dict(texts)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {LEFT: self.texts}
+
+
+def fill(page: str, executed: list[Path]) -> str:
+    """Put what executed notebooks have left into a page.
+
+    Parameters
+    ----------
+    page : str
+        MyST Markdown.
+    executed : list of Path
+        Executed notebooks.
+
+    Returns
+    -------
+    str
+        The page; where nothing was left under a name, it says so.
+
+    Examples
+    --------
+    >>> fill("Popularity: <!-- found: popularity -->.", [])
+    'Popularity: not in this run.'
+    """
+    left = {}
+    for path in executed if LEFT_HERE.search(page) else []:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            left |= output.get("data", {}).get(LEFT, {})
+    return LEFT_HERE.sub(lambda place: left.get(place[1], "not in this run").replace("|", "\\|"), page)
 
 
 def findings(executed: list[Path]) -> str:
