@@ -15,7 +15,8 @@ from torch.nn import functional
 from support import identity
 
 AXES = ("image", "y", "x", "channel")
-CHANNELS = ("RGB", "BGR", "GREY")
+SINGLE = ("GREY", "LIGHTNESS")  # of one channel
+CHANNELS = ("RGB", "BGR", *SINGLE)
 LAYOUTS = ("NCHW", "NHWC")
 PREPROCESSING = ("input_size", "scale", "mean", "std", "channels", "grey", "layout")  # the arguments that make T
 TOLERANCE = 1e-4  # by how much of its largest unit an image's representation may depend on the size of its batch
@@ -46,6 +47,29 @@ def overlap(n_out: int, n_in: int) -> torch.Tensor:
     return torch.from_numpy((np.clip(shared, 0, None) / n_out).astype(np.float32))
 
 
+def lightness(colours: torch.Tensor) -> torch.Tensor:
+    """Lightness L* of CIELAB, divided by 100, of sRGB colours (IEC 61966-2-1; CIE 1976, white point D65).
+
+    Parameters
+    ----------
+    colours : torch.Tensor
+        (image, 3, y, x), floats in [0, 1].
+
+    Returns
+    -------
+    torch.Tensor
+        (image, 1, y, x), in [0, 1].
+
+    Examples
+    --------
+    >>> lightness(torch.tensor([0.0, 0.5, 1.0]).expand(1, 3, 1, 3)).round(decimals=2)
+    tensor([[[[0.0000, 0.5300, 1.0000]]]])
+    """
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    luminance = torch.einsum("c,ncyx->nyx", linear.new_tensor((0.212671, 0.715160, 0.072169)), linear)[:, None]
+    return 1.16 * torch.where(luminance > 0.008856, luminance ** (1 / 3), 7.787 * luminance + 16 / 116) - 0.16
+
+
 class NotARepresentation(ValueError):
     """What a network was asked for is none: a layer that is not called, or that makes no tensor."""
 
@@ -73,10 +97,12 @@ class Encoder:
         What images in [0, 1] are multiplied with before `mean` and `std`, e.g. 255.
     mean, std : float or sequence of floats, optional
         Subtracted from, and divided into, the scaled channels, in the order of `channels`; one for all, or one each.
-    channels : {"RGB", "BGR", "GREY"}, optional
-        The network's input channels, in their order; "GREY" is a single one.
+    channels : {"RGB", "BGR", "GREY", "LIGHTNESS"}, optional
+        The network's input channels, in their order; the last two are single ones: a weighted sum of the colours, and
+        what the function `lightness` makes of them.
     grey : sequence of three floats, optional
-        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default.
+        Of "GREY": the weights of red, green and blue in it, positive with the sum 1. A third each by default, as always
+        for "LIGHTNESS", where they serve T⁻¹ alone.
     layout : {"NCHW", "NHWC"}, optional
         Axes of the network's inputs: (image, channel, y, x) or (image, y, x, channel).
     card : dict, optional
@@ -95,7 +121,8 @@ class Encoder:
     modules : tuple of torch.nn.Module
         The network, and the representation where that is a module too.
     mixing : torch.Tensor
-        (channel of the network, colour): T multiplies colours with it, T⁻¹ with its transpose.
+        (channel of the network, colour): T multiplies colours with it, T⁻¹ with its transpose. Of lightness T is not
+        linear, and this is the matrix of T⁻¹ alone.
     scale, mean, std : float, torch.Tensor, torch.Tensor
         As given; the tensors are float32 (channel of the network, 1, 1).
 
@@ -143,8 +170,10 @@ class Encoder:
         if len(weights) != 3 or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6:
             raise self._refused(f"grey is {grey}, expected positive weights of red, green and blue with the sum 1")
         self.channels, self.layout = channels, layout
-        grey_only = channels == "GREY"
-        self.mixing = torch.tensor([weights]) if grey_only else torch.eye(3)[["RGB".index(c) for c in channels]]
+        if channels == "LIGHTNESS" and len(set(weights)) > 1:
+            raise self._refused(f"grey is {grey}: lightness is no weighted sum of the colours, leave it out")
+        single = channels in SINGLE
+        self.mixing = torch.tensor([weights]) if single else torch.eye(3)[["RGB".index(c) for c in channels]]
         self.input_size = self._size(input_size)
         (self.scale,) = self._numbers("scale", scale, 1)
         if self.scale == 0:
@@ -282,7 +311,9 @@ class Encoder:
             values = functional.interpolate(
                 values, self.input_size, mode="bilinear", align_corners=False, antialias=True
             )
-        if self.channels != "RGB":
+        if self.channels == "LIGHTNESS":
+            values = lightness(values)
+        elif self.channels != "RGB":
             values = torch.einsum("oc,ncyx->noyx", self.mixing.to(self._device), values)
         values = (values * self.scale - self.mean.to(self._device)) / self.std.to(self._device)
         return (values.permute(0, 2, 3, 1) if self.layout == "NHWC" else values).contiguous()
@@ -304,6 +335,11 @@ class Encoder:
         the chain rule for a gradient; and it keeps the sum over the channels, so that gradient × input, summed or
         averaged over the colours, is what it would be if the network did the mixing itself. Colour by colour it is
         only for a grey probe, because the input's colours are lost in T.
+
+        The map of lightness is shared out in equal parts. Lightness is not linear in the colours, so that the chain
+        rule would weight every pixel by how steep lightness is there, and T⁻¹ would depend on the image. Equal parts
+        keep the sum over the channels: the mean over them, which equation (1) compares as published, is the map of the
+        one channel, up to a factor that no cosine sees.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ import math
 import re
 import string
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 INJECTED = "# Parameters"  # first line of the cell that papermill adds
 FINDING = "application/vnd.transferability.finding+json"  # how an executed notebook carries a finding to the first page
 FINDINGS_HERE = "<!-- findings -->"  # the place on the first page where their table is put
+LEFT = "application/vnd.transferability.left+json"  # how it carries what a chapter leaves for the hand-written pages
+LEFT_HERE = re.compile(r"<!-- found: (.+?) -->")  # the places on them
 
 
 class Parameter(NamedTuple):
@@ -33,7 +35,7 @@ class Parameter(NamedTuple):
     help: str
 
 
-def parse_parameters(source):
+def parse_parameters(source: str) -> dict[str, Parameter]:
     """Read a `parameters` cell without running it.
 
     Parameters
@@ -50,6 +52,11 @@ def parse_parameters(source):
     ------
     ValueError
         A statement is not one name and one literal.
+
+    Examples
+    --------
+    >>> parse_parameters("n_images = 4  # how many")
+    {'n_images': Parameter(default=4, help='how many')}
     """
     comments = {
         token.start[0]: token.string.lstrip("# ")
@@ -73,11 +80,11 @@ def parse_parameters(source):
                 default = ast.literal_eval(value)
             except ValueError:
                 raise ValueError(f"a parameter is one name and one literal, not {text!r}") from None
-        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno, ""))
+        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno or 0, ""))
     return parameters
 
 
-def declared_parameters(path):
+def declared_parameters(path: str | Path) -> dict[str, Parameter]:
     """Parameters that a notebook declares in its cell tagged `parameters`.
 
     Parameters
@@ -89,6 +96,11 @@ def declared_parameters(path):
     -------
     dict of str to Parameter
         Empty when there is no such cell.
+
+    Examples
+    --------
+    >>> declared_parameters("notebooks/01_probe_data.ipynb")["seed"].default
+    0
     """
     for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", []):
@@ -127,7 +139,7 @@ def _is_same_kind(value, default):
     return type(value) is type(default) or (type(value) is int and type(default) is float)
 
 
-def compare(given, declared):
+def compare(given: Mapping[str, object], declared: Mapping[str, Parameter]) -> None:
     """Refuse parameters that a notebook does not know, and values of another kind than its defaults.
 
     Parameters
@@ -143,6 +155,15 @@ def compare(given, declared):
         A name is unknown; the message has the closest known one, and lists all with default and help.
     TypeError
         A value is of another kind than the default; an int will do for a float. Same list.
+
+    Examples
+    --------
+    >>> compare({"n_imagse": 4}, {"n_images": Parameter(8, "how many")})
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown parameter 'n_imagse'; did you mean 'n_images'?
+    This notebook's parameters are:
+      n_images = 8  # how many
     """
     lines = [f"  {name} = {known.default!r}  # {known.help}" for name, known in declared.items()]
     known_ones = "\nThis notebook's parameters are:\n" + "\n".join(lines)
@@ -158,7 +179,7 @@ def compare(given, declared):
             )
 
 
-def check_parameters():
+def check_parameters() -> None:
     """Refuse misspelt parameters and values of the wrong kind that papermill was given.
 
     To be called in the cell right after a notebook's `parameters` cell. Plain papermill only warns of an unknown name
@@ -170,6 +191,10 @@ def check_parameters():
     ------
     ValueError, TypeError
         As `compare` says.
+
+    Examples
+    --------
+    >>> check_parameters()  # papermill has added nothing here
     """
     with contextlib.suppress(ImportError):
         from IPython import get_ipython
@@ -183,7 +208,7 @@ def check_parameters():
             compare({name: value.default for name, value in given.items()}, parse_parameters(before[-1]))
 
 
-def artefact(path, notebook):
+def artefact(path: str | Path, notebook: str) -> Path:
     """Path of something that an earlier notebook leaves on disk.
 
     Parameters
@@ -202,6 +227,11 @@ def artefact(path, notebook):
     ------
     FileNotFoundError
         It does not exist; the message has the command that makes it.
+
+    Examples
+    --------
+    >>> artefact("notebooks", "01_probe_data").name
+    'notebooks'
     """
     path = Path(path)
     if not path.exists():
@@ -392,6 +422,72 @@ class _Finding(_Sentence):
         return {FINDING: self.said}
 
 
+def leave(texts: dict[str, str]) -> None:
+    """Leave results of a run in the notebook, for the hand-written pages that ask for them by name.
+
+    A page has ``<!-- found: NAME -->`` where the text belongs. The cell is hidden in the book by the tag
+    ``remove-cell``.
+
+    Parameters
+    ----------
+    texts : dict of str to str
+        Name and text, in Markdown on one line.
+
+    Raises
+    ------
+    ValueError
+        A text of more than one line.
+
+    Examples
+    --------
+    >>> leave({"popularity": "holds: 0.54"})
+    left for other pages: popularity
+    """
+    for name, text in texts.items():
+        if "\n" in text:
+            raise ValueError(f"{name}: what is left for a page is one line of text")
+    display(_Left(texts))
+
+
+class _Left(_Sentence):
+    """Texts, to be collected."""
+
+    def __init__(self, texts):
+        super().__init__(f"left for other pages: {', '.join(texts)}")
+        self.texts = dict(texts)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {LEFT: self.texts}
+
+
+def fill(page: str, executed: list[Path]) -> str:
+    """Put what executed notebooks have left into a page.
+
+    Parameters
+    ----------
+    page : str
+        MyST Markdown.
+    executed : list of Path
+        Executed notebooks.
+
+    Returns
+    -------
+    str
+        The page; where nothing was left under a name, it says so.
+
+    Examples
+    --------
+    >>> fill("Popularity: <!-- found: popularity -->.", [])
+    'Popularity: not in this run.'
+    """
+    left = {}
+    for path in executed if LEFT_HERE.search(page) else []:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            left |= output.get("data", {}).get(LEFT, {})
+    return LEFT_HERE.sub(lambda place: left.get(place[1], "not in this run").replace("|", "\\|"), page)
+
+
 def findings(executed: list[Path]) -> str:
     """Table of what executed notebooks found, in MyST Markdown, a row a finding with a link to its chapter.
 
@@ -404,6 +500,11 @@ def findings(executed: list[Path]) -> str:
     -------
     str
         Empty where none of them has a finding.
+
+    Examples
+    --------
+    >>> findings([])
+    ''
     """
     rows = []
     for path in executed:

@@ -194,6 +194,38 @@ def priority(truth: xr.DataArray) -> xr.DataArray:
     )
 
 
+def mean_priority(truth: xr.DataArray) -> xr.DataArray:
+    """Mean place of each source, as footnote 4 of Song et al. (2019) defines it: p_i = (1/N) Σ_j r_j^i.
+
+    The sum is over the targets, N is their number, and a source counts 0 for the target that is its own task. A task
+    that is a target too has therefore (N − 1) / N of the mean over the other targets, and one that is a source only
+    has its plain mean.
+
+    Parameters
+    ----------
+    truth : xarray.DataArray
+        (source, target), higher is better.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (source); smaller is better.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `labels.matrix`; NaN is allowed.
+
+    Examples
+    --------
+    >>> mean_priority(load("taskonomy")).sel(source=["curvature", "edge3d"]).round(2).values.tolist()
+    [5.39, 5.83]
+    """
+    truth = labels.matrix(truth, "truth", missing="any")
+    places = priority(truth.where(truth.source != truth.target)).fillna(0)
+    return places.mean("target").rename("mean_priority").assign_attrs(units="1", long_name="mean priority, low is good")
+
+
 def agreement(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Spearman rank correlation of two oracles, target by target.
 
@@ -474,6 +506,12 @@ def budget(seed: int = 0, folder: str | Path = DATA / "bank") -> xr.DataArray:
     ------
     TypeError, FileNotFoundError, ValueError
         As for `losses`; a ValueError, too, where the two files do not have the same sources, targets and images.
+
+    Examples
+    --------
+    >>> budget(0, folder="elsewhere")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/budget_seed0.npz: python -m support.bank budget --seed 0
     """
     values = _arrays("budget", seed, folder, "budget")
     head_steps = int(values.pop("head_steps"))
@@ -505,6 +543,12 @@ def crossed(seed: int = 4, folder: str | Path = DATA / "bank") -> xr.Dataset:
     ------
     TypeError, FileNotFoundError, ValueError
         As for `losses`.
+
+    Examples
+    --------
+    >>> crossed(4, folder="elsewhere")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/crossed_seed4.npz: python -m support.bank crossed --seed 4
     """
     values = _arrays("crossed", seed, folder, "crossed")
     parts = np.array([name.split("@") for name in values["source"].tolist()])

@@ -116,8 +116,10 @@ def on(encoder: Encoder, device: str | torch.device) -> Iterator[None]:
 
     Examples
     --------
-    >>> with on(encoder, "cpu"):  # doctest: +SKIP
-    ...     encoder.represent(inputs)
+    >>> encoder = Encoder("mine", torch.nn.Flatten(), task="none", family="toy", input_size=(2, 2))
+    >>> with on(encoder, "cpu"):
+    ...     encoder.represent(encoder.trial(1)).shape
+    torch.Size([1, 12])
     """
     home = encoder.device
     try:

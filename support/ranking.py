@@ -240,7 +240,9 @@ def symmetrised(truth: xr.DataArray) -> xr.DataArray:
     return truth.copy(data=mean).rename("symmetrised").assign_attrs(long_name="mean of both directions of transfer")
 
 
-def correlation_priority_curve(correlation: xr.DataArray, truth: xr.DataArray, mean: bool = True) -> xr.DataArray:
+def correlation_priority_curve(
+    correlation: xr.DataArray, truth: xr.DataArray, mean: bool = True, n: int | None = None
+) -> xr.DataArray:
     """How correlated representations are, against the priority of the source for the target.
 
     The correlation-priority curve of Song et al. (2019), Section 4.2: every target orders its sources, and the
@@ -256,6 +258,10 @@ def correlation_priority_curve(correlation: xr.DataArray, truth: xr.DataArray, m
         maps. Ties stand in alphabetical order.
     mean : bool, default True
         Average over the targets.
+    n : int, optional
+        What the sum over the targets is divided by in the mean: N in the paper's formula. By default it is the number
+        of targets, which makes the sum a mean. With N the number of networks, as the paper's text has it elsewhere,
+        the whole curve is lower by a constant factor, 18/20 with Taskonomy's 18 targets and 20 networks.
 
     Returns
     -------
@@ -266,14 +272,18 @@ def correlation_priority_curve(correlation: xr.DataArray, truth: xr.DataArray, m
     Raises
     ------
     TypeError, ValueError
-        As for `precision_at_k`.
+        As for `precision_at_k`, or `n` is not positive.
 
     Examples
     --------
     >>> truth = oracle.load("taskonomy")
     >>> correlation_priority_curve(truth, truth).values[:3].tolist()
     [18.0, 17.0, 16.0]
+    >>> float(correlation_priority_curve(truth, truth, n=20)[0])
+    16.2
     """
+    if n is not None and n < 1:
+        raise ValueError(f"n is {n}, expected a positive number")
     values, order, usable = _candidates(correlation, truth, "correlation")
     places = _order(order, usable)[: usable.sum(axis=0).min()]
     curve = xr.DataArray(
@@ -283,7 +293,7 @@ def correlation_priority_curve(correlation: xr.DataArray, truth: xr.DataArray, m
         name="correlation",
         attrs={"long_name": "correlation of representations", "units": "1"},
     )
-    return curve.mean("target", keep_attrs=True) if mean else curve
+    return curve.sum("target", keep_attrs=True) / (n or curve.sizes["target"]) if mean else curve
 
 
 def regret(affinity: xr.DataArray, losses: xr.DataArray, k: int = 1, mean: bool = True) -> float | xr.DataArray:

@@ -7,17 +7,21 @@ Representations Improve Generalization and Sample Efficiency for Learning Visuom
 
 import argparse
 import functools
+import getpass
+import hashlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pooch
 import requests
 import torch
 from torch import nn
 
-from support.bank.networks import restore
 from support.bank.tasks import TASKS
 from support.encoder import Encoder
 from support.sources import shared
@@ -26,6 +30,7 @@ from support.sources.weights import n_values, read_tensors
 SIZE = 256  # pixels along a side of the images
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1]
 TIMEOUT = 30  # seconds that a server may be silent
+DRAFTS = ".unfinished"  # folder of what is being downloaded, beside the files
 URL = "https://github.com/alexsax/visual-prior/raw/networks/assets/pytorch/"
 TABLE = Path(__file__).parents[1] / "data" / "taskonomy" / "encoders.csv"
 
@@ -55,7 +60,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """Taskonomy's encoder: (image, 3, 256, 256) in [−1, 1] to (image, 8, 16, 16), no unit negative.
+    """Taskonomy's encoder: (image, channel, 256, 256) in [−1, 1] to (image, 8, 16, 16), no unit negative.
 
     The ResNet-50 of He et al. (2016), "Deep Residual Learning for Image Recognition", table 1, with the changes of
     Taskonomy and of the TensorFlow library that it was trained with: the first two stages halve the resolution in their
@@ -63,11 +68,16 @@ class ResNet50(nn.Module):
     channels with batch normalisation and ReLU takes the place of the classifier. The port of Sax et al. can further
     normalise each channel of each image, which needs no weights and is left out here: the paper's representation ends
     in ReLU. The keys of the state dictionary are those of the published files.
+
+    Parameters
+    ----------
+    n_channels : int, default 3
+        Of its inputs: the three colours, or 1 for lightness.
     """
 
-    def __init__(self):
+    def __init__(self, n_channels=3):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(n_channels, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -95,11 +105,12 @@ def published():
     Returns
     -------
     pandas.DataFrame
-        One row a task, named as by Taskonomy (the index): file, url and sha256 (str).
+        One row a task, named as by Taskonomy (the index): file, url and sha256 (str), channels (int): of its inputs,
+        3 for the colours, 1 for the lightness that colorization sees.
     """
     table = pd.read_csv(TABLE, index_col="task")
     files = table["published_name"] + "_encoder-" + table["sha256"] + ".pth"
-    return pd.DataFrame({"file": files, "url": URL + files, "sha256": table["sha256"]})
+    return pd.DataFrame({"file": files, "url": URL + files, "sha256": table["sha256"], "channels": table["channels"]})
 
 
 def location(task):
@@ -130,7 +141,8 @@ def location(task):
 def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
     """A file by its address, unless it is there already; complete and checked, or not there.
 
-    A download that breaks off is begun once more.
+    A download that breaks off is begun once more. What a killed one left is cleared away, and a user's downloads into
+    one folder wait for each other, so that nothing that is still being written is taken for a leftover.
 
     Parameters
     ----------
@@ -159,23 +171,42 @@ def download(url, sha256, path, *, timeout=TIMEOUT, progress=True):
     """
     path = Path(path).absolute()
     if path.is_file():
-        if shared.sha256(path) != sha256:
-            raise ValueError(
-                f"{path} has SHA-256 {shared.sha256(path)}, expected {sha256}: another file, or a damaged one; delete "
-                f"it and it is downloaded again, from {url}"
-            )
-        return path
-    store = pooch.Pooch(path.parent, "", {path.name: sha256}, {path.name: url}, retry_if_failed=1)
+        return _checked(path, url, sha256)
+    drafts = path.parent / DRAFTS
+    store = pooch.Pooch(drafts, "", {path.name: sha256}, {path.name: url}, retry_if_failed=1)
     downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16, timeout=timeout)
-    try:
-        return Path(store.fetch(path.name, downloader=downloader))
-    except requests.RequestException as error:
-        raise FileNotFoundError(
-            f"{path.name} is not there and could not be downloaded ({error}). To put it there by hand, fetch {url} "
-            f"with a browser or on another machine and save it as {path}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{url} does not send the file expected, and nothing was kept: {error}") from None
+    with _alone_in(path.parent):
+        shutil.rmtree(drafts, ignore_errors=True)
+        if path.is_file():  # whoever was waited for has fetched it
+            return _checked(path, url, sha256)
+        try:
+            os.replace(store.fetch(path.name, downloader=downloader), path)
+        except requests.RequestException as error:
+            raise FileNotFoundError(
+                f"{path.name} is not there and could not be downloaded ({error}). To put it there by hand, fetch {url} "
+                f"with a browser or on another machine and save it as {path}"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{url} does not send the file expected, and nothing was kept: {error}") from None
+        finally:
+            shutil.rmtree(drafts, ignore_errors=True)
+    return path
+
+
+def _checked(path, url, sha256):
+    found = shared.sha256(path)
+    if found != sha256:
+        raise ValueError(
+            f"{path} has SHA-256 {found}, expected {sha256}: another file, or a damaged one; delete it and it is "
+            f"downloaded again, from {url}"
+        )
+    return path
+
+
+def _alone_in(folder):
+    """Lock of a user's downloads into a folder; the system lets go of it when its process is killed."""
+    name = hashlib.sha256(f"{getpass.getuser()} {folder}".encode()).hexdigest()[:16]
+    return filelock.FileLock(Path(tempfile.gettempdir()) / f"taskonomy-{name}.lock")
 
 
 def names():
@@ -244,13 +275,56 @@ def fetch(task, progress=True):
         raise FileNotFoundError(f"{error}. Once there is a connection: python -m support.taskonomy {task}") from None
 
 
-def load(path):
+def fetch_all(tasks, progress=True):
+    """The published weights of several tasks, downloaded where they are not there, and looked into.
+
+    Nothing is given back before all files are known to be usable: a run over many of them takes hours, and the last
+    one may be the bad one.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Taskonomy's names.
+    progress : bool, default True
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    list of Path
+        In the order of `tasks`.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is not there and cannot be downloaded; the message has all complaints, about the others too.
+    ValueError
+        None is missing, but at least one is as `fetch` or `load` refuses it; the message has all complaints.
+    """
+    paths, complaints = [], []
+    for task in tasks:
+        try:
+            paths.append(fetch(task, progress))
+            load(paths[-1], published().loc[task, "channels"])
+        except (FileNotFoundError, ValueError) as error:
+            complaints.append(error)
+    if complaints:
+        texts = [str(error) for error in complaints]
+        if len(texts) > 1:
+            texts = [f"{len(texts)} of {len(tasks)} encoders cannot be used:", *(f"- {text}" for text in texts)]
+        is_missing = any(isinstance(error, FileNotFoundError) for error in complaints)
+        raise (FileNotFoundError if is_missing else ValueError)("\n".join(texts))
+    return paths
+
+
+def load(path, n_channels=3):
     """The network with the weights of a published file; nothing in the file is run.
 
     Parameters
     ----------
     path : str or Path
         What torch saves of a dictionary whose ``"state_dict"`` holds the tensors of a `ResNet50`.
+    n_channels : int, default 3
+        Of the network's inputs.
 
     Returns
     -------
@@ -262,14 +336,44 @@ def load(path):
     FileNotFoundError
         There is no such file.
     ValueError
-        A damaged file, anything else than tensors and plain values, no ``"state_dict"``, or other names or shapes.
+        A damaged file, anything else than tensors and plain values, no ``"state_dict"``, other names, shapes or types,
+        or values that are not finite.
     """
-    return restore(ResNet50(), read_tensors(path))
+    state = read_tensors(path)
+    with torch.device("meta"):
+        network = ResNet50(int(n_channels))
+    counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    state = state | counters  # of training; which of the published files have them does not matter
+    differences = _differences(state, network.state_dict())
+    if differences:
+        raise ValueError(
+            f"{path} does not hold the values of a ResNet50 with {n_channels} input channel"
+            + ("s" if n_channels != 1 else "")
+            + f": {'; '.join(differences)}"
+        )
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _differences(state, expected):
+    """What the tensors of a file have in names, shapes, types and values that the network's have not, in words."""
+    found = []
+    for what, names in (("no", set(expected) - set(state)), ("unknown", set(state) - set(expected))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(f"{what} {', '.join(sorted(map(str, names))[:3])}{more}")
+    for name, wanted in expected.items():
+        value = state.get(name, wanted)
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            found.append(f"{name} is {tuple(value.shape)} {value.dtype}, expected {tuple(wanted.shape)} {wanted.dtype}")
+        elif name in state and not torch.isfinite(value.sum()):  # which one bad value spoils
+            found.append(f"{name} has values that are not finite")
+    return found
 
 
 def _random(task, seed):
     with torch.device("meta"):
-        network = ResNet50()
+        network = ResNet50(int(published().loc[task, "channels"]))
     network.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * len(published()) + published().index.get_loc(task))
@@ -299,7 +403,8 @@ def encoder(task, weights="published", seed=0, size=SIZE):
     -------
     Encoder
         Its name is the task. The representation is (image, 8, 16, 16), after ReLU; of smaller inputs a sixteenth of
-        their size.
+        their size. Its inputs are the colours in [−1, 1], or for colorization the lightness L* of CIELAB, from [0, 100]
+        to [−1, 1], as in the configuration that Taskonomy's authors trained it with.
 
     Raises
     ------
@@ -313,7 +418,7 @@ def encoder(task, weights="published", seed=0, size=SIZE):
     target = location(task)
     card = {"title": f"Taskonomy {task}", "licence": "MIT"}
     if weights == "published":
-        network = load(fetch(task))
+        network = load(fetch(task), published().loc[task, "channels"])
         card |= {
             "trained_on": "Taskonomy: about 4 million images of rooms in 600 buildings (Zamir et al. 2018)",
             "file": target.name,
@@ -332,8 +437,9 @@ def encoder(task, weights="published", seed=0, size=SIZE):
         task=task,
         family="ResNet-50",
         input_size=(size, size),
-        mean=(MEAN,) * 3,
-        std=(STD,) * 3,
+        mean=MEAN,
+        std=STD,
+        channels="RGB" if network.conv1.in_channels == 3 else "LIGHTNESS",
         card=card,
     )
 
@@ -354,8 +460,7 @@ def main(arguments=None):
     parser.add_argument("tasks", nargs="+", choices=[*known, "all"], metavar="TASK", help=", ".join([*known, "all"]))
     tasks = parser.parse_args(arguments).tasks
     try:
-        for task in known if "all" in tasks else tasks:
-            print(fetch(task))
+        print(*fetch_all(known if "all" in tasks else tasks), sep="\n")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -4,7 +4,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from support import attribution, oracle, probe, ranking, similarity, space, zoo
+from support import attribution, oracle, passes, probe, ranking, similarity, space, zoo
 from support.chapters import evaluation
 from support.zoo import Encoder
 
@@ -130,7 +130,7 @@ def test_representations_are_computed_in_batches_on_the_device(encoders, images,
     represent, to = Encoder.represent, Encoder.to
     monkeypatch.setattr(Encoder, "represent", lambda e, x: sizes.append(len(x)) or represent(e, x))
     monkeypatch.setattr(Encoder, "to", lambda e, device: devices.append(str(device)) or to(e, device))
-    monkeypatch.setitem(attribution.PIXELS_AT_ONCE, "cpu", 3 * 12 * 12)
+    monkeypatch.setitem(passes.PIXELS_AT_ONCE, "cpu", 3 * 12 * 12)
     xr.testing.assert_allclose(function(encoders, images, ["cka"], **options), expected)
     assert sizes == len(encoders) * [3, 3, 2] and devices.count("cpu") == 2 * len(encoders)
     with pytest.raises(ValueError, match="device 'meta' cannot be used here"):

@@ -110,3 +110,20 @@ def test_the_first_page_gets_the_table(tmp_path):
     page = (assemble("smoke", tmp_path) / "intro.md").read_text()
     assert "| Near? | Yes. | 3 | {doc}`04_space` |\n\nAfter." in page and notebook.FINDINGS_HERE not in page
     assert notebook.FINDINGS_HERE in (tmp_path / "book" / "intro.md").read_text()
+
+
+def test_what_a_chapter_leaves_is_put_into_a_page(tmp_path):
+    said = 'notebook.leave({"popularity": "holds | 0.54", "other": "no"})'
+    cells = [v4.new_code_cell("from support import notebook"), v4.new_code_cell(said)]
+    content = v4.new_notebook(cells=cells)
+    NotebookClient(content, resources={"metadata": {"path": Path(__file__).parents[1]}}).execute()
+    made = tmp_path / "book" / "_build" / "smoke" / "notebooks"
+    made.mkdir(parents=True)
+    nbformat.write(content, made / "11_claims.ipynb")
+    page = "| a | <!-- found: popularity --> | <!-- found: other -->. <!-- found: nobody -->. |\n"
+    (tmp_path / "book" / "paper.md").write_text(page)
+    filled = (assemble("smoke", tmp_path) / "paper.md").read_text()
+    assert filled == "| a | holds \\| 0.54 | no. not in this run. |\n"
+    assert (tmp_path / "book" / "paper.md").read_text() == page
+    with pytest.raises(ValueError, match="x: what is left for a page is one line"):
+        notebook.leave({"x": "a\nb"})

@@ -84,7 +84,8 @@ def test_a_second_call_computes_nothing_and_another_model_is_added(tmp_path, mon
     )
     xr.testing.assert_identical(attribute([toy("c", seed=1), toy("b")], images, METHODS, out=tmp_path)[:, ::-1], first)
     assert calls == [] and tree(tmp_path) == before
-    whole = store.append(tmp_path, toy("a", seed=2), images, device="cpu", progress=False)
+    assert store.append is attribution.append
+    whole = attribution.append(tmp_path, toy("a", seed=2), images, device="cpu", progress=False)
     assert calls == 3 * ["a"] and list(whole.model.values) == ["a", "b", "c"]
     assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("a/")} == before
     store.delete(tmp_path, "a")

@@ -1,10 +1,15 @@
 """Taskonomy's encoders: our network against the published class, and downloads from a server that misbehaves."""
 
+import concurrent.futures
 import functools
 import hashlib
 import http.server
 import importlib.util
+import io
+import json
+import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -12,13 +17,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import skimage.color
 import torch
 import xarray as xr
+from torch import nn
 
-from support import attribution, taskonomy, zoo
+from support import attribution, store, taskonomy, zoo
 from support.bank.tasks import TASKS
-from support.sources import shared
+from support.chapters import original
+from support.sources import shared, weights
 
 DIGEST = "7eb0fe2c2b292e502540fc7bf8f0e2103b0da55aadcc330992ca47da926172ce"
 
@@ -127,6 +136,62 @@ def test_epsilon_lrp_is_gradient_times_input():
     assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
 
 
+# colorization: one channel of lightness
+
+
+@functools.cache
+def colorization(size=64):
+    return taskonomy.encoder("colorization", weights="random", size=size)
+
+
+def test_colorization_has_one_channel_and_all_others_three():
+    assert dict(taskonomy.published()["channels"]) == {task: 1 if task == "colorization" else 3 for task in TASKS}
+    assert colorization().network.conv1.weight.shape == (64, 1, 7, 7)
+    assert colorization().network.conv1.weight.std() > 0
+
+
+def test_its_input_is_lightness_from_minus_one_to_one():
+    inputs = colorization().preprocess(photograph(64))
+    lab = skimage.color.rgb2lab(photograph(64).values[0].astype(np.float64))
+    assert inputs.shape == (1, 1, 64, 64)
+    np.testing.assert_allclose(inputs[0, 0], lab[..., 0] / 50 - 1, atol=1e-5)
+    edges = colorization().preprocess(np.array([[0, 0, 0], [1, 1, 1]], float).reshape(2, 1, 1, 3))
+    torch.testing.assert_close(edges[:, 0, 0, 0], torch.tensor([-1.0, 1]), atol=1e-5, rtol=0)
+
+
+def test_it_is_resized_before_lightness_is_taken():
+    halves = np.zeros((1, 64, 64, 3))
+    halves[:, :, ::2] = 1  # black and white columns: grey of 0.5 at a quarter of the size
+    inputs = colorization(32).preprocess(halves)
+    grey = skimage.color.rgb2lab(np.full((1, 1, 3), 0.5))[0, 0, 0] / 50 - 1
+    assert abs(inputs[0, 0, 8:24, 8:24].mean() - grey) < 0.02
+
+
+def test_its_map_is_shared_equally_by_the_colours():
+    network = colorization()
+    one = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for size in ((64, 64), (40, 48)):
+        restored = network.restore(one, size)
+        assert restored.shape == (1, *size, 3)
+        torch.testing.assert_close(restored[..., 0], restored[..., 2])
+        torch.testing.assert_close(restored.sum((1, 2, 3)), one.sum((1, 2, 3)), rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="lightness is no weighted sum"):
+        zoo.Encoder(
+            "x", nn.Flatten(), task="", family="", input_size=(2, 2), channels="LIGHTNESS", grey=(0.5, 0.3, 0.2)
+        )
+
+
+@pytest.mark.parametrize("method", ["saliency", "gradient_x_input"])
+def test_what_is_compared_is_the_map_of_the_one_channel(method):
+    network, images = colorization(), photograph(64)
+    inputs = network.preprocess(images).requires_grad_()
+    (gradient,) = torch.autograd.grad(network.represent(inputs).mean(), inputs)
+    expected = (gradient.abs() if method == "saliency" else gradient * inputs)[0, 0].detach().numpy().astype(float)
+    found = attribution.attribute(network, images, method, device="cpu", progress=False).values[0, 0].astype(float)
+    cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert abs(cosine - 1) < 1e-5
+
+
 # names
 
 
@@ -166,11 +231,12 @@ def test_folder_is_the_users_cache_or_the_one_named(monkeypatch, tmp_path):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers with `content`, after `failures` answers that are `fault`."""
+    """Answers with one of the `files`, or else `content`, after `failures` answers that are `fault`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.fault, self.failures, self.requests = b"", "", 0, 0
+        self.files = {}
         self.released = threading.Event()
 
     @property
@@ -182,19 +248,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
         fault = self.server.fault if self.server.requests <= self.server.failures else ""
-        if fault == "missing":
+        content = self.server.files.get(self.path[1:], self.server.content)
+        if fault == "missing" or content is None:
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        half = len(self.server.content) // 2
-        self.wfile.write(self.server.content[:half])
+        half = len(content) // 2
+        self.wfile.write(content[:half])
         if fault == "stalls":
             self.wfile.flush()
             self.server.released.wait(60)
         if not fault:
-            self.wfile.write(self.server.content[half:])
+            self.wfile.write(content[half:])
 
     def log_message(self, *arguments):
         """Keep the test's output quiet."""
@@ -274,6 +341,31 @@ def test_progress_is_shown_when_asked_for(server, tmp_path, capsys):
     assert "100%" in capsys.readouterr().err
 
 
+def test_what_a_killed_download_left_is_cleared_away(server, tmp_path):
+    server.content, server.fault, server.failures = b"0123456789" * 1000, "stalls", 1
+    target = tmp_path / "folder" / "encoder.pth"
+    call = f"from support import taskonomy; taskonomy.download({server.url!r}, 'x', {str(target)!r}, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", call], cwd=Path(taskonomy.__file__).parents[1])
+    limit = time.monotonic() + 60
+    while not (drafts := list(target.parent.glob(f"{taskonomy.DRAFTS}/*"))) or not server.requests:
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert drafts and drafts[0].exists()
+    taskonomy.download(server.url, digest(server.content), target, progress=False)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_two_downloads_of_one_file_are_one(server, tmp_path):
+    server.content = b"0123456789" * 100_000
+    target, wanted = tmp_path / "encoder.pth", digest(server.content)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(taskonomy.download, server.url, wanted, target, progress=False) for _ in range(4)]
+        assert {call.result() for call in calls} == {target}
+    assert server.requests == 1 and list(tmp_path.iterdir()) == [target]
+
+
 class Runs:
     """A pickled object that writes a file when it is opened."""
 
@@ -307,15 +399,165 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
     ("value", "message"),
     [
         (torch.ones(2), r"holds no state dictionary, expected tensors by name \(or these as 'state_dict'\)"),
-        ({"conv1.weight": torch.ones(2)}, "not the values of a ResNet50.*conv1.weight"),
+        (
+            {"conv1.weight": torch.ones(2)},
+            r"does not hold the values of a ResNet50 with 3 input channels: no bn1.bias, .*; conv1.weight is \(2,\)",
+        ),
         ({"state_dict": {"conv1.weight": 1}}, "holds no state dictionary"),
-        ({"state_dict": {"conv1.weight": torch.ones(64, 3, 7, 7)}}, "not the values of a ResNet50.*bn1.weight"),
+        (
+            {"state_dict": {"conv1.weight": torch.ones(64, 3, 7, 7)}},
+            "does not hold the values of a ResNet50 with 3 input channels: no bn1.bias, bn1.running_mean, "
+            "bn1.running_var and 266 more$",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_kind(tmp_path, value, message):
     saved(tmp_path, value)
     with pytest.raises(ValueError, match=r"(?s)" + message):
         taskonomy.load(tmp_path / "saved.pth")
+
+
+# all twenty, in the published form: names, shapes and types, with few different values
+
+
+def state_of(task, change=None):
+    """A published file's dictionary in little space: every tensor is a view of a short row of numbers."""
+    generator = torch.Generator().manual_seed(list(TASKS).index(task))
+    with torch.device("meta"):
+        network = taskonomy.ResNet50(1 if task == "colorization" else 3)
+    state = {}
+    for key, value in network.state_dict().items():
+        if value.ndim < 4:
+            low, high = (0.5, 1.5) if key.endswith(("weight", "running_var")) else (-0.1, 0.1)
+            if key == "compress_bn.bias":
+                low, high = 2, 3
+            state[key] = torch.empty(value.shape).uniform_(low, high, generator=generator).to(value.dtype)
+        else:
+            n_out, n_in, height, width = value.shape
+            strides = (1, 3, 7, 11)
+            length = 1 + sum(stride * (size - 1) for stride, size in zip(strides, value.shape, strict=True))
+            scale = 1e-3 if key == "compress1.weight" else 1  # beside its shift, so that no unit is always zero
+            row = torch.randn(length, generator=generator) * scale * (2 / (n_in * height * width)) ** 0.5
+            state[key] = row.as_strided(value.shape, strides)
+    return {"state_dict": state | (change or {})}
+
+
+@functools.cache
+def published_content(task):
+    buffer = io.BytesIO()
+    torch.save(state_of(task), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def publish_all(server, monkeypatch, tmp_path):
+    """Let the twenty files be those of `state_of`, changed as a dictionary of tasks says; None is not there."""
+    monkeypatch.setenv("TASKONOMY_FOLDER", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "LARGEST", 10**6)  # what is said twice is stored once here
+
+    def publish(changes=None):
+        table = pd.read_csv(taskonomy.TABLE, index_col="task")
+        changes = changes or {}
+        for task, row in table.iterrows():
+            content = (
+                published_content(task) if not changes.get(task) else saved(tmp_path, state_of(task, changes[task]))
+            )
+            table.loc[task, "sha256"] = digest(content)
+            file = f"{row['published_name']}_encoder-{digest(content)}.pth"
+            server.files[file] = None if changes.get(task, "") is None else content
+        table.to_csv(tmp_path / "encoders.csv")
+        monkeypatch.setattr(taskonomy, "TABLE", tmp_path / "encoders.csv")
+        monkeypatch.setattr(taskonomy, "URL", server.url.removesuffix("encoder.pth"))
+        taskonomy.published.cache_clear()
+
+    yield publish
+    taskonomy.published.cache_clear()
+
+
+def test_twenty_files_are_fetched_looked_into_and_loaded(publish_all, server):
+    publish_all()
+    paths = taskonomy.fetch_all(list(TASKS), progress=False)
+    assert paths == [taskonomy.location(task) for task in TASKS] and server.requests == 20
+    encoder = zoo.load("taskonomy:colorization")
+    assert server.requests == 20 and encoder.network.conv1.in_channels == 1
+    wanted = state_of("colorization")["state_dict"]["conv1.weight"]
+    assert torch.equal(encoder.network.conv1.weight, wanted)
+    representation = encoder.represent(encoder.preprocess(photograph()))
+    assert representation.shape == (1, 8, 16, 16) and (representation > 0).any()
+
+
+def test_the_reduced_experiment_runs_through_with_published_files(publish_all, server, tmp_path):
+    """Chapter 14 with all twenty encoders from a server, in processes that know of nothing but its address."""
+    publish_all()
+    (tmp_path / "sitecustomize.py").write_text(
+        "from support import taskonomy\n"
+        "from support.sources import weights\n"
+        f"taskonomy.TABLE, taskonomy.URL = {str(taskonomy.TABLE)!r}, {taskonomy.URL!r}\n"
+        f"weights.LARGEST = {weights.LARGEST}\n"
+    )
+    root = Path(__file__).parents[1]
+    path = f"{tmp_path}{os.pathsep}{root}"
+    environment = dict(os.environ, PYTHONPATH=path, JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter")))
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3"]
+    command += [str(root / "notebooks" / "14_reproduce_the_original.ipynb"), "out.ipynb"]
+    command += ["-p", "weights", "published", "-p", "size", "32", "-p", "results", "maps"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert server.requests == 20
+    (folder,) = (tmp_path / "maps").iterdir()
+    assert folder.name.startswith("published_0_32_") and store.open(folder).model.values.tolist() == list(TASKS)
+    said = [
+        "".join(output["data"]["text/markdown"])
+        for cell in json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert "20 encoders with published weights" in said[0] and "These are results." in said[0]
+
+
+def test_all_complaints_come_at_once_and_before_the_first_map(publish_all, monkeypatch, tmp_path):
+    three = state_of("curvature")["state_dict"]["conv1.weight"]
+    bias = torch.ones(64)
+    publish_all(
+        {
+            "colorization": {"conv1.weight": three},
+            "denoise": {"bn1.bias": bias.half()},
+            "edge2d": {"bn1.bias": bias * float("nan")},
+            "reshade": {"bn1.bias": bias[:63]},
+            "room_layout": {"fc.weight": bias},
+            "class_1000": None,
+        }
+    )
+    monkeypatch.setattr(attribution, "attribute", lambda *_, **__: pytest.fail("a map was computed"))
+    with pytest.raises(FileNotFoundError) as caught:
+        original.affinities(original.tasks(), photograph(32), tmp_path / "maps", size=32, progress=False)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "6 of 20 encoders cannot be used:" and len(lines) == 8
+    for task, words in {
+        "colorization": r"with 1 input channel: conv1.weight is \(64, 3, 7, 7\) .*, expected \(64, 1, 7, 7\)",
+        "denoise": r"bn1.bias is \(64,\) torch.float16, expected \(64,\) torch.float32$",
+        "edge2d": "bn1.bias has values that are not finite$",
+        "reshade": r"bn1.bias is \(63,\) torch.float32, expected \(64,\)",
+        "room_layout": "unknown fc.weight$",
+        "class_1000": "is not there and could not be downloaded.*404",
+    }.items():
+        (line,) = [line for line in lines[1:-1] if taskonomy.published().loc[task, "file"] in line]
+        assert line.startswith("- ") and re.search(words, line), line
+    assert lines[-1] == "To try the run without them: -p weights random"
+
+
+def test_one_missing_file_is_said_as_for_one_alone(publish_all, server):
+    publish_all()
+    some = ["edge3d", "colorization", "edge2d"]
+    taskonomy.fetch_all(some, progress=False)
+    lost = taskonomy.location("edge3d")
+    lost.unlink()
+    server.fault, server.failures = "missing", 99
+    with pytest.raises(FileNotFoundError, match=f"^{lost.name} is not there.*support.taskonomy edge3d$"):
+        taskonomy.fetch_all(some, progress=False)
+    taskonomy.location("edge2d").write_bytes(b"damaged")
+    with pytest.raises(FileNotFoundError, match=r"(?s)^2 of 3 encoders cannot be used:.*edge_texture.*delete it"):
+        taskonomy.fetch_all(some, progress=False)
 
 
 # all together, with a file of full size
@@ -370,7 +612,7 @@ def test_without_weights_and_connection(publish):
 
 def test_all_fetches_all_and_unknown_names_are_refused(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(taskonomy, "fetch", lambda task: asked.append(task))
+    monkeypatch.setattr(taskonomy, "fetch_all", lambda tasks: asked.extend(tasks) or [])
     taskonomy.main(["all"])
     assert asked == list(TASKS)
     with pytest.raises(SystemExit):

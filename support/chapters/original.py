@@ -133,17 +133,17 @@ def affinities(
 
     Raises
     ------
-    FileNotFoundError
-        Published weights are not there and cannot be downloaded. Asked for all of them before anything is computed.
+    FileNotFoundError, ValueError
+        Published weights that are not there and cannot be downloaded, or are not what they should be. All files are
+        looked into before anything is computed (`taskonomy.fetch_all`), and the message has all complaints.
     ValueError, OSError, MemoryError
         As for `attribution.attribute`.
     """
     if weights == "published":
         try:
-            for name in names:
-                taskonomy.fetch(name, progress=progress)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}. To try the run without them: -p weights random") from None
+            taskonomy.fetch_all(names, progress)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}\nTo try the run without them: -p weights random") from None
     for name in names:
         encoder = taskonomy.encoder(name, weights, seed, size)
         attribution.attribute(

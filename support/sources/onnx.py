@@ -22,7 +22,7 @@ import torch
 from onnx import TensorProto, numpy_helper, reference
 from torch import nn
 
-from support.encoder import Encoder
+from support.encoder import SINGLE, Encoder
 from support.sources import onnx_graph, onnx_operators, representation, shared, wrap
 from support.sources.representation import shape_of_one
 
@@ -137,15 +137,15 @@ class Graph(nn.Module):
         results = [value(name) for name in self.results]
         return results[0] if len(results) == 1 else results
 
-    def until(self, tensor):
-        """The part of the graph that makes one tensor, with the same modules."""
-        needed, steps = {tensor}, []
+    def until(self, results):
+        """The part of the graph that makes some tensors, with the same modules."""
+        needed, steps = set(results), []
         for step in reversed(self.steps):
             if needed.intersection(step.makes):
                 needed.update(step.takes, step.named.values())
                 steps.append(step)
         parts = {step.module: getattr(self, step.module) for step in reversed(steps)}
-        return Graph(self.image, [tensor], steps[::-1], parts | {"initializers": self.initializers})
+        return Graph(self.image, results, steps[::-1], parts | {"initializers": self.initializers})
 
 
 class OnnxNetwork(nn.Module):
@@ -303,7 +303,7 @@ def cut(whole, network, representation, channels_last=False):
         near = ", ".join(map(onnx_graph.shown, near))
         shown = onnx_graph.shown(representation)
         raise ValueError(f"the graph computes no tensor named {shown} from the image; it has {near}")
-    return OnnxNetwork(whole, whole.until(made[representation]), channels_last)
+    return OnnxNetwork(whole.until(whole.results), whole.until([made[representation]]), channels_last)
 
 
 def load(path, representation, input_shape, channels_last=False):
@@ -419,8 +419,9 @@ def deviation(found, wanted):
             return np.inf
         theirs, ours = theirs[is_finite].astype(np.float64), ours[is_finite].astype(np.float64)
         difference = np.abs(ours - theirs).max(initial=0)
-        if not difference <= 1e-9:
-            largest = max(largest, float(difference / np.sqrt((theirs**2).mean())) if theirs.any() else np.inf)
+        if difference > 1e-9 or np.isnan(difference):
+            size = np.sqrt((theirs**2).mean())
+            largest = max(largest, float(difference / size)) if size and np.isfinite(difference) else np.inf
     return largest
 
 
@@ -581,7 +582,7 @@ def _preprocessing(axes, preprocessing):
         preprocessing["layout"] = "NHWC" if last else "NCHW"
     n_channels, *size = (axes[3], *axes[1:3]) if preprocessing["layout"] == "NHWC" else axes[1:]
     if n_channels is None:
-        n_channels = 1 if preprocessing.get("channels") == "GREY" else 3
+        n_channels = 1 if preprocessing.get("channels") in SINGLE else 3
     if n_channels not in (1, 3):
         raise ValueError(f"the input has {n_channels} channels, expected 3 (or 1, grey)")
     preprocessing["input_size"] = tuple(preprocessing.get("input_size") or (length or wrap.SIZE for length in size))

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def split(target: str) -> tuple[str, str]:
     >>> split("resnet18#layer4")
     ('resnet18', 'layer4')
     """
-    if Path(target).is_file():
+    if os.path.isfile(target):  # says no to what can be no path, where Path.is_file fails
         return target, ""
     before, _, after = target.partition("#")
     return before, after

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from support.encoder import PREPROCESSING, Encoder
+from support.encoder import PREPROCESSING, SINGLE, Encoder
 from support.sources import representation, shared
 from support.sources.weights import fill
 
@@ -63,7 +63,7 @@ def encoder(
     card = {"title": title or file.name, "trained_on": trained_on, "licence": licence}
     if file is not None:
         card |= {"file": file.name, "sha256": shared.sha256(file)}
-    grey = preprocessing.get("channels") == "GREY"
+    grey = preprocessing.get("channels") in SINGLE
     normal = {"mean": sum(MEAN) / 3, "std": sum(STD) / 3} if grey else {"mean": MEAN, "std": STD}
     options = {"input_size": (SIZE, SIZE)} | normal | dict(preprocessing)
     return Encoder(name, network, task=task, family=family, represent=represent, card=card, sources=sources, **options)
