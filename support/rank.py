@@ -91,8 +91,10 @@ def evidence(
     for source in sources:
         progress(source.name)
         started = time.perf_counter()
-        parts = compare(source.name, passes.representations([source], images, device)[source.name])
-        found[source.name] = Evidence(*parts, time.perf_counter() - started)
+        missed, spread, chance, twin = compare(
+            source.name, passes.representations([source], images, device)[source.name]
+        )
+        found[source.name] = Evidence(missed, spread, chance, twin, time.perf_counter() - started)
     return found
 
 
@@ -160,7 +162,7 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
     draws = rng.multinomial(n_images, np.full(n_images, 1 / n_images), n_resamples)
     scores = {name: _score(one.missed, one.spread, np.ones((1, n_images)))[0] for name, one in found.items()}
     drawn = {name: _score(one.missed, one.spread, draws) for name, one in found.items()}
-    order = sorted(scores, key=scores.get, reverse=True)
+    order = sorted(scores, key=scores.__getitem__, reverse=True)
     edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     rows = []
     for name in order:

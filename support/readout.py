@@ -123,7 +123,8 @@ def errors(source: Summary, target: Summary) -> tuple[np.ndarray, np.ndarray]:
     channels = np.flatnonzero(target.varies)
     parts = [channels[start : start + COLUMNS] for start in range(0, len(channels), COLUMNS)]
     found = [source.readout.errors(target, part) for part in parts]
-    return tuple(np.concatenate(some, 1) for some in zip(*found, strict=True))
+    missed, spread = (np.concatenate(some, 1) for some in zip(*found, strict=True))
+    return missed, spread
 
 
 def explained(source: Summary, target: Summary) -> float:

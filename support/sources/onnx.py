@@ -551,9 +551,9 @@ def from_file(target: str, *, preprocessing: Mapping | None = None) -> Encoder:
                 "it cannot be run with two images: a size is fixed in it, as in an export for one image only; export "
                 f"it with a free batch axis, or another input_size in preprocessing. It says: {error}"
             ) from error
-        alternatives = {}
+        alternatives: dict[str, str] = {}
         if not tensor:
-            results = [shape_of_one(result) for result in results if shape_of_one(result)]
+            results = [shape for result in results if (shape := shape_of_one(result))]
             passed = functools.partial(_is_passed, whole)
             feature, alternatives = representation.choose(record.made, record.read, results, size, passed)
             tensor = network.names[feature.name]
