@@ -5,6 +5,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +196,7 @@ class Encoder:
             raise self._refused(f"represent is a {type(self.representation).__name__}, expected a function of inputs")
         for module in self.modules:
             module.eval().requires_grad_(False)
-        self._probe_size = None
+        self._probe_size: tuple[int, ...] | None = None
         self._device = torch.device("cpu")
         self.to(next((tensor.device for tensor in network.parameters()), self._device))
 
@@ -592,7 +593,7 @@ class Encoder:
         >>> encoder.state() == before
         False
         """
-        found = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
+        found: list[Any] = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
         for path, module in self.network.named_modules():
             found += [(path, k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
             tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -266,7 +266,7 @@ def refuse_operations_without_rule(output: torch.Tensor, inputs: torch.Tensor, i
         if node not in nodes:
             nodes[node] = [parent for parent, _ in node.next_functions]
             waiting.extend(parent for parent in nodes[node] if parent is not None)
-    if any(_operation(node) == "AccumulateGrad" and node.variable is not inputs for node in nodes):
+    if any(_operation(node) == "AccumulateGrad" and getattr(node, "variable", None) is not inputs for node in nodes):
         raise ValueError("the network has trainable parameters: freeze them with network.requires_grad_(False)")
     for node, parents in nodes.items():
         operation = _operation(node)
