@@ -590,7 +590,7 @@ def test_labels_take_what_is_right():
     for value in (1.1e304, -1.1e304):
         with pytest.raises(ValueError, match="score is -?1.1e[+]304 at target 1: leave it out"):
             labels.finite(np.array([0, value]), "score", {"target": None})
-    assert labels.varies(np.array([1, 1 + 2e-12])) and not labels.varies(np.array([1, 1 + 5e-13]))
+    assert labels.varies(np.array([1, 1 + 1.2e-12])) and not labels.varies(np.array([1, 1 + 9e-13]))
     with pytest.raises(ValueError, match="truth has 6 sources, at least 7 are needed"):
         labels.matrix(GOOD, "truth", fewest=7)
     near = GOOD.copy()
