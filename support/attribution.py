@@ -5,7 +5,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -168,7 +168,7 @@ def attribute(
 
 
 def append(
-    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings
+    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings: Any
 ) -> xr.DataArray:
     """Add models to a store, with the method and the options that it was made with; `store.append` is the same.
 

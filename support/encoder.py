@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from support import identity
+from support.running import plainly
 
 AXES = ("image", "y", "x", "channel")
 SINGLE = ("GREY", "LIGHTNESS")  # of one channel
@@ -593,7 +594,7 @@ class Encoder:
         >>> encoder.state() == before
         False
         """
-        found: list[Any] = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
+        found: list = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
         for path, module in self.network.named_modules():
             found += [(path, k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
             tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -607,7 +608,7 @@ class Encoder:
         """
         leaf, n_images = inputs.detach().requires_grad_(), len(inputs)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), plainly():
                 units = self.represent(leaf)
             what = f"a {type(units).__name__}"
             if torch.is_tensor(units):
