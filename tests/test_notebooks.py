@@ -1,6 +1,8 @@
 """The rules that every notebook of the book keeps."""
 
 import ast
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -110,6 +112,19 @@ def test_a_chapter_runs_from_any_folder(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out.ipynb").is_file()
+
+
+@every_notebook
+def test_what_is_imported_of_the_package_is_there(path):
+    for cell in read(path, "code"):
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "support":
+                found = {
+                    alias.name for alias in node.names if hasattr(importlib.import_module(node.module), alias.name)
+                }
+                rest = {alias.name for alias in node.names} - found
+                missing = {name for name in rest if importlib.util.find_spec(f"{node.module}.{name}") is None}
+                assert missing == set(), f"{node.module} has no {missing}"
 
 
 def test_no_chapter_names_a_place_by_the_folder_it_runs_in():

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from support import zoo
 from support.sources import onnx as onnx_files
-from support.sources import onnx_operators, shared
+from support.sources import onnx_compare, onnx_operators, shared
 
 OCR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_"
 
@@ -771,15 +771,15 @@ def test_the_first_wrong_tensor_is_named_also_before_the_outputs(tmp_path, monke
 
 def test_deviation():
     wanted = np.array([[3.0, -4.0], [0.0, 0.0]])
-    assert onnx_files.deviation(wanted, wanted) == 0
-    assert onnx_files.deviation(wanted + [[0, 0.5], [0, 0]], wanted) == pytest.approx(0.5 / np.sqrt(12.5))
-    assert onnx_files.deviation(wanted + [[0, 0], [0.1, 0]], wanted) == np.inf  # nothing was there
-    assert onnx_files.deviation(wanted[:1], wanted) == np.inf
-    assert onnx_files.deviation(wanted.astype(np.float32), wanted) == np.inf
-    assert onnx_files.deviation(np.array([[np.inf, 1.0]]), np.array([[np.inf, 1.0]])) == 0
-    assert onnx_files.deviation(np.array([[np.nan, 1.0]]), np.array([[np.inf, 1.0]])) == np.inf
-    assert onnx_files.deviation(np.array([[np.nan, 1.0]]), np.array([[2.0, 1.0]])) == np.inf
-    assert onnx_files.deviation(np.array([1, 2, 3, 5]), np.array([1, 2, 3, 4])) == 0.25
+    assert onnx_compare.deviation(wanted, wanted) == 0
+    assert onnx_compare.deviation(wanted + [[0, 0.5], [0, 0]], wanted) == pytest.approx(0.5 / np.sqrt(12.5))
+    assert onnx_compare.deviation(wanted + [[0, 0], [0.1, 0]], wanted) == np.inf  # nothing was there
+    assert onnx_compare.deviation(wanted[:1], wanted) == np.inf
+    assert onnx_compare.deviation(wanted.astype(np.float32), wanted) == np.inf
+    assert onnx_compare.deviation(np.array([[np.inf, 1.0]]), np.array([[np.inf, 1.0]])) == 0
+    assert onnx_compare.deviation(np.array([[np.nan, 1.0]]), np.array([[np.inf, 1.0]])) == np.inf
+    assert onnx_compare.deviation(np.array([[np.nan, 1.0]]), np.array([[2.0, 1.0]])) == np.inf
+    assert onnx_compare.deviation(np.array([1, 2, 3, 5]), np.array([1, 2, 3, 4])) == 0.25
 
 
 # what would need too much

@@ -25,7 +25,7 @@ import zarr
 from test_attribution import probe, toy
 from torch import nn
 
-from support import attribution, passes, space, store, zoo
+from support import attribution, directions, passes, space, store, zoo
 from support.encoder import Encoder
 from support.sources import representation
 
@@ -438,7 +438,7 @@ def test_zarr_alone_can_read_a_store(tmp_path):
 
 
 def test_memory_is_flat_in_images_and_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "VALUES_AT_ONCE", 8 * 4096)
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 8 * 4096)
     monkeypatch.setattr(store, "BLOCK", 4 * 4096)
     monkeypatch.setattr(store, "CHUNK", 2 * 4096)
 

@@ -24,8 +24,9 @@ import torch
 import xarray as xr
 from torch import nn
 
-from support import attribution, original, store, taskonomy, zoo
+from support import attribution, store, taskonomy, zoo
 from support.bank.tasks import TASKS
+from support.chapters import original
 from support.sources import shared, weights
 
 DIGEST = "7eb0fe2c2b292e502540fc7bf8f0e2103b0da55aadcc330992ca47da926172ce"

@@ -7,13 +7,16 @@ specification (onnx.ai/onnx/operators).
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional
 
-from support.sources.onnx_graph import attributes_of, dimensions
+from support.sources.onnx_graph import Types, attributes_of, dimensions
 
 
 class Node:
@@ -25,26 +28,26 @@ class Node:
         The operator.
     opset : int
         Version of the operator set.
-    free, two : dict of str to onnx.TypeProto
-        Types of all tensors, for any number of images and for two.
+    types : dict of str to onnx.TypeProto
+        Of all tensors, for any number of images.
     constants : dict of str to torch.Tensor
         What does not depend on the images.
     """
 
-    def __init__(self, proto, opset, free, two, constants):
+    def __init__(self, proto: onnx.NodeProto, opset: int, types: Types, constants: dict[str, torch.Tensor]):
         self.kind, self.opset, self.attributes = proto.op_type, opset, attributes_of(proto)
         self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self._free, self._two, self.constants = free, two, constants
+        self._types, self.constants = types, constants
 
-    def get(self, attribute, default=None):
+    def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute."""
         return self.attributes.get(attribute, default)
 
-    def has(self, number):
+    def has(self, number: int) -> bool:
         """Whether an input is given."""
         return len(self.inputs) > number and self.inputs[number] != ""
 
-    def read(self, number, default=None):
+    def read(self, number: int, default: Any = None) -> Any:
         """An input as a list or number; the graph has to know it beforehand."""
         if not self.has(number):
             return default
@@ -52,12 +55,12 @@ class Node:
             raise NotImplementedError(f"{self.kind} whose input {number} is computed from the images")
         return self.constants[self.inputs[number]].tolist()
 
-    def shape(self, number=0, of="inputs"):
+    def shape(self, number: int = 0, of: str = "inputs") -> list[Any]:
         """Lengths of the axes of an input or output; None for a free one."""
-        return dimensions(self._free[getattr(self, of)[number]])
+        return dimensions(self._types[getattr(self, of)[number]])
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         """Number of axes of the first input."""
         return len(self.shape())
 
@@ -65,15 +68,15 @@ class Node:
 class Operation(nn.Module):
     """A function of tensors, with settings."""
 
-    def __init__(self, function, **settings):
+    def __init__(self, function: Callable, **settings: Any):
         super().__init__()
         self.function, self.settings = function, settings
 
-    def forward(self, *tensors, **named):
+    def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
         """What the function gives."""
         return self.function(*tensors, **named, **self.settings)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Function and settings, for whoever prints the network."""
         return f"{getattr(self.function, '__name__', self.function)}, {self.settings}"
 
@@ -122,7 +125,7 @@ def _reduction(node):
 # windows
 
 
-def pad_explicitly(graph, types):
+def pad_explicitly(graph: onnx.GraphProto, types: Types) -> None:
     """Replace, in place, ``auto_pad`` of convolutions and pools by the padding that it stands for.
 
     Parameters
@@ -131,13 +134,21 @@ def pad_explicitly(graph, types):
         The graph.
     types : dict of str to onnx.TypeProto
         Of all tensors, for images of one size.
+
+    Examples
+    --------
+    >>> node = onnx.helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[3, 3], auto_pad="SAME_UPPER")
+    >>> graph, types = onnx.GraphProto(node=[node]), onnx.helper.make_tensor_type_proto(1, [2, 3, 8, 8])
+    >>> pad_explicitly(graph, {"a": types, "b": types})
+    >>> attributes_of(graph.node[0])["pads"]
+    [1, 1, 1, 1]
     """
     for node in graph.node:
         attributes = attributes_of(node)
         mode = attributes.get("auto_pad", "NOTSET")
         if node.op_type not in ("Conv", "AveragePool", "MaxPool", "LpPool") or mode not in ("SAME_UPPER", "SAME_LOWER"):
             continue
-        lengths, made = (dimensions(types[name])[2:] for name in (node.input[0], node.output[0]))
+        lengths, made = ([n or 0 for n in dimensions(types[name])[2:]] for name in (node.input[0], node.output[0]))
         kernel = attributes.get("kernel_shape") or dimensions(types[node.input[1]])[2:]
         begin, end = [], []
         for axis, (length, count) in enumerate(zip(lengths, made, strict=True)):
@@ -148,7 +159,7 @@ def pad_explicitly(graph, types):
         kept = [attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads")]
         del node.attribute[:]
         node.attribute.extend(kept)
-        node.attribute.add(name="pads", type=7, ints=begin + end)
+        node.attribute.append(onnx.helper.make_attribute("pads", begin + end))
 
 
 def _torch_padding(begin, end):
@@ -177,7 +188,7 @@ def _windows(node):
     return kernel, strides, dilations, begin, end
 
 
-class AveragePool(nn.Module):
+class _AveragePool(nn.Module):
     """Mean over windows of which each counts its own number of values."""
 
     def __init__(self, pool, kernel, strides, padding, count):
@@ -189,7 +200,7 @@ class AveragePool(nn.Module):
         """The means."""
         return self.pool(functional.pad(x, self.padding), self.kernel, self.strides) / self.count
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """The windows."""
         return f"{self.kernel}, {self.strides}, {self.padding}"
 
@@ -221,7 +232,7 @@ def _average_pool(node):
     else:
         counted = functional.pad(counted, _torch_padding(begin, end))
     count = pool(counted, kernel, strides)
-    return AveragePool(pool, kernel, strides, _torch_padding(begin, end), count), node.inputs[:1]
+    return _AveragePool(pool, kernel, strides, _torch_padding(begin, end), count), node.inputs[:1]
 
 
 def _maxima(x, kernel, strides, dilations, padding):
@@ -333,7 +344,7 @@ def _pad(node):
     return _alone(_padded, node, mode=mode, begin=begin, end=end, value=value)
 
 
-class Resize(nn.Module):
+class _Resize(nn.Module):
     """Each value of an axis as a weighted sum of few values before."""
 
     def __init__(self, taps):
@@ -429,7 +440,7 @@ def _resize(node):
         aligned = node.get("coordinate_transformation_mode") == "align_corners"
         settings = {"size": after[2:], "mode": "bilinear", "align_corners": aligned}
         return _alone(functional.interpolate, node, **settings)
-    return Resize(taps), node.inputs[:1]
+    return _Resize(taps), node.inputs[:1]
 
 
 def _is_repeat(node, taps, before, after):
@@ -593,7 +604,7 @@ def _depth_to_space(node):
     return _alone(_depth_as_space, node, block=node.get("blocksize"), columns_first=columns_first)
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[[Node], Any]] = {
     **dict.fromkeys(REDUCTIONS, _reduction),
     **{name: functools.partial(_alone, getattr(torch, name.lower())) for name in "Acosh Asinh Atanh Cosh Sinh".split()},
     "AveragePool": _average_pool,
