@@ -5,6 +5,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from tqdm import tqdm
 from support import cluster, epsilon_lrp, methods, passes, store
 from support.encoder import Encoder
 from support.passes import Job
+
+if TYPE_CHECKING:
+    import distributed
 
 
 def __getattr__(name: str) -> tuple[str, ...]:
@@ -36,7 +40,7 @@ def attribute(
     batch_size: int | None = None,
     progress: bool = True,
     out: str | os.PathLike | None = None,
-    client: "distributed.Client | None" = None,  # noqa: F821
+    client: "distributed.Client | None" = None,
 ) -> xr.DataArray:
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
@@ -164,7 +168,7 @@ def attribute(
 
 
 def append(
-    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings
+    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings: Any
 ) -> xr.DataArray:
     """Add models to a store, with the method and the options that it was made with; `store.append` is the same.
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from support import identity
+from support.running import plainly
 
 AXES = ("image", "y", "x", "channel")
 SINGLE = ("GREY", "LIGHTNESS")  # of one channel
@@ -195,7 +196,7 @@ class Encoder:
             raise self._refused(f"represent is a {type(self.representation).__name__}, expected a function of inputs")
         for module in self.modules:
             module.eval().requires_grad_(False)
-        self._probe_size = None
+        self._probe_size: tuple[int, ...] | None = None
         self._device = torch.device("cpu")
         self.to(next((tensor.device for tensor in network.parameters()), self._device))
 
@@ -592,7 +593,7 @@ class Encoder:
         >>> encoder.state() == before
         False
         """
-        found = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
+        found: list = [id(one) for one in (*self.modules, self.representation, vars(self).get("represent"))]
         for path, module in self.network.named_modules():
             found += [(path, k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
             tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -606,7 +607,7 @@ class Encoder:
         """
         leaf, n_images = inputs.detach().requires_grad_(), len(inputs)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), plainly():
                 units = self.represent(leaf)
             what = f"a {type(units).__name__}"
             if torch.is_tensor(units):
