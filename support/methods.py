@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ class Pass:
 
     def __init__(self, represent: Callable, inputs: torch.Tensor, epsilon: float, whitening: tuple | None = None):
         self.represent, self.inputs = represent, inputs.detach()
-        self.epsilon, self.whitening = epsilon, whitening
+        self.epsilon = epsilon
+        self.whitening: Any = whitening
 
     def mean_unit(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of all units, (image,)."""

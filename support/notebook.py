@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from IPython.display import Markdown, display
@@ -480,7 +480,7 @@ def fill(page: str, executed: list[Path]) -> str:
     >>> fill("Popularity: <!-- found: popularity -->.", [])
     'Popularity: not in this run.'
     """
-    left = {}
+    left: dict[str, Any] = {}
     for path in executed if LEFT_HERE.search(page) else []:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for output in (output for cell in cells for output in cell.get("outputs", [])):

@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sources = load_sources(given.networks)
         if given.network:
-            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
+            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size and [given.size] * 2}
             target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
         images = probe.load(f"folder:{given.images}", given.n, given.pixels, given.seed, crop="centre", fewer=True)
         if given.labels:

@@ -596,6 +596,7 @@ def test_labels_take_what_is_right():
     near = GOOD.copy()
     near.loc["s00", "s01"] += 5e-7 * float(GOOD.max())
     assert labels.matrix(near, "truth", symmetric=True, fewest=6).shape == (6, 6)
+    assert labels.matrix(-near, "truth", symmetric=True).max() < 0
     mixed = labels.matrix(GOOD.assign_coords(source=[0, 1, 2, 3, 4, 5]), "truth")
     assert mixed.values.dtype == np.float64 and mixed.shape == (6, 6)
     lopsided = GOOD.copy()

@@ -92,6 +92,21 @@ def test_the_command_writes_a_table_a_picture_and_a_sentence(folder, capsys):
     assert len(pd.read_csv(folder / "by_label" / "rank.csv")) == 2
 
 
+def test_the_command_takes_the_habits_of_a_network(folder):
+    code = "from torch import nn\n\n\ndef make():\n"
+    code += "    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 1, 1))\n"
+    (folder / "mine.py").write_text(code)
+    options = ["--images", str(folder / "images"), "--network", f"python:{folder / 'mine.py'}:make", "--pixels", "32"]
+    options += ["--networks", "bank:edge2d", "--out", str(folder / "out"), "--device", "cpu"]
+    scores = []
+    for habits in (["--size", "32", "--mean", "0", "--std", "1"], ["--size", "32", "--mean", "9", "9", "9"]):
+        rank.main([*options, *habits])
+        scores.append(pd.read_csv(folder / "out" / "rank.csv").score[0])
+    assert scores[0] != scores[1]
+    with pytest.raises(SystemExit, match="error: .*mean has 2 values, expected 1 or 3"):
+        rank.main([*options, "--mean", "0.5", "0.5"])
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -206,7 +206,7 @@ def tally(claims: Sequence[Claim]) -> dict[str, int]:
     >>> tally([one, other])["holds"]
     1
     """
-    verdicts = {}
+    verdicts: dict[str, Any] = {}
     for claim in claims:
         verdicts.setdefault(claim.evidence, set()).add(claim.verdict)
     found = [next(iter(said)) if len(said) == 1 else DIVIDED for said in verdicts.values()]
@@ -312,7 +312,7 @@ def diagonal(first: xr.DataArray, second: xr.DataArray, n_relabellings: int = 20
     rng, n = np.random.default_rng(seed), len(names)
     matrices = [matrix.sel(source=names, target=names).values for matrix in (first, second)]
     orders = [np.arange(n), *(rng.permutation(n) for _ in range(n_relabellings))]
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     for row, places in (
         ("pairs alone", np.triu_indices(n, 1)),
         ("with the diagonal", np.indices((n, n)).reshape(2, -1)),

