@@ -5,6 +5,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from tqdm import tqdm
 from support import cluster, epsilon_lrp, methods, passes, store
 from support.encoder import Encoder
 from support.passes import Job
+
+if TYPE_CHECKING:
+    import distributed
 
 
 def __getattr__(name: str) -> tuple[str, ...]:
@@ -36,7 +40,7 @@ def attribute(
     batch_size: int | None = None,
     progress: bool = True,
     out: str | os.PathLike | None = None,
-    client: "distributed.Client | None" = None,  # noqa: F821
+    client: "distributed.Client | None" = None,
 ) -> xr.DataArray:
     """Attribution maps of each encoder for each image, brought back to the probe's size.
 
@@ -57,12 +61,12 @@ def attribute(
     Parameters
     ----------
     encoders : Encoder or sequence of Encoder
-        Networks with distinct names.
+        Networks with distinct names. Each is tried first, with two small passes (see `passes.check`).
     images : xarray.DataArray
         Probe images, (image, y, x, channel), float32 in [0, 1], as `probe.load` returns them.
     method : str or sequence of str, default "epsilon_lrp"
-        From `METHODS`; "relational" only by itself, as its maps have an axis more. Several methods share their passes,
-        see Notes.
+        From `METHODS`, the entries of `methods.TABLE`; "relational" only by itself, as its maps have an axis more.
+        Several methods share their passes, see Notes.
     epsilon : float, default 1e-4
         Stabiliser of ε-LRP.
     ridge : float, default 1e-6
@@ -81,7 +85,8 @@ def attribute(
     out : str or Path, optional
         Folder of a store (see `support.store`), made where it is not there: maps go there in half precision as they
         are computed, and what is there already is not computed again. So a run that was killed goes on, a model can be
-        added at any time, and memory does not grow with the number of images and models.
+        added at any time, and memory does not grow with the number of images and models. What is there is read once
+        and its checksums looked at; a piece that is damaged is computed again.
     client : distributed.Client, optional
         Of a Dask cluster (see `support.cluster`), whose workers compute a model and a block of images at a time and
         write them to `out` themselves; all of them must see that folder. Several threads of a worker take turns.
@@ -98,18 +103,26 @@ def attribute(
     Raises
     ------
     ValueError
-        An unknown method, device or `channels`, "relational" together with another method, images with other axes, two
-        encoders of one name, an operation that ε-LRP has no rule for (encoder and operation are named), a
-        representation that cannot be whitened (the encoder is named), a `ridge` or `batch_size` that is not
-        positive, or as for `reference_images`; a store `out` that was made with other images, methods or options, or
-        that holds another encoder of the same name; a `client` without `out`.
+        An argument of another kind or out of range; "relational" together with another method; two encoders or methods
+        of one name; a network that maps would be wrong for (see `passes.check`), an operation that ε-LRP has no rule
+        for, a representation that cannot be whitened, a map that is not finite (the encoder is named each time); a
+        store `out` that was made with other images, methods or options, or that holds another encoder of the same
+        name; a `client` without `out`.
     OSError
         `out` cannot be written: full disk, read-only folder. What was finished stays.
     MemoryError
         Not even one image (or not `batch_size` images) fits into memory.
 
+    Warns
+    -----
+    UserWarning
+        Maps that are zero everywhere, named by model and image: they have no direction, and so no cosine.
+
     Notes
     -----
+    Networks run as they are written: checkpointing and torch.compile are off meanwhile, and what would be computed in
+    float16 or bfloat16 is computed in float32, because gradients of a mean of many units underflow.
+
     Passes over all images: saliency, gradient and gradient × input need one forward and one backward pass together,
     ε-LRP another of each. For µ and C the invariant methods need a forward pass of their own; then one forward and
     one backward pass give both forms of the whitened energy, one forward pass and a backward pass per reference the
@@ -117,6 +130,13 @@ def attribute(
 
     With `out`, batches do not cross the blocks of images that a store is made of, so that a run which was interrupted
     ends with the same bytes as one that was not.
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.Conv2d(3, 4, 3), task="none", family="toy", input_size=(8, 8))
+    >>> images = xr.DataArray(np.full((2, 16, 16, 3), 0.5, np.float32), dims=("image", "y", "x", "channel"))
+    >>> attribute(encoder, images, ["saliency", "gradient"], progress=False).sizes["attribution"]
+    2
     """
     encoders = _encoders(encoders)
     several = [method] if isinstance(method, str) else method
@@ -148,7 +168,7 @@ def attribute(
 
 
 def append(
-    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings
+    path: str | os.PathLike, encoders: Encoder | Sequence[Encoder], images: xr.DataArray, **settings: Any
 ) -> xr.DataArray:
     """Add models to a store, with the method and the options that it was made with; `store.append` is the same.
 
@@ -213,16 +233,13 @@ def reference_images(n_images: int, references: int | Sequence[int] = 12) -> np.
     array([ 0, 50, 99])
     """
     try:
-        given = np.asarray(references)
-        positions = given.astype(int)
-        if given.ndim == 0:
-            count = min(int(given), n_images)
-            given = np.linspace(0, n_images - 1, count) if count > 0 else np.empty(0)
-            positions = np.round(given).astype(int)
-        elif given.ndim > 1 or (positions != given).any() or given.dtype == bool:
-            positions = positions[:0]
-    except (TypeError, ValueError):
+        positions = np.asarray(references)
+    except ValueError:  # lists of different lengths
+        positions = np.empty(0)
+    if positions.dtype.kind not in "iu" or positions.ndim > 1:
         positions = np.empty(0, int)
+    elif positions.ndim == 0:
+        positions = np.round(np.linspace(0, n_images - 1, np.clip(positions, 0, n_images))).astype(int)
     if not len(positions) or positions.min() < 0 or positions.max() >= n_images:
         raise ValueError(f"references is a number from 1, or positions from 0 to {n_images - 1}; got {references!r}")
     return positions
@@ -343,7 +360,8 @@ def _options(names, images, epsilon, ridge, references, channels, device, batch_
         raise ValueError(f"ridge must be positive and finite, got {ridge!r}")
     if not isinstance(channels, str) or channels not in ("mean", "keep"):
         raise ValueError(f'channels is "mean" or "keep", not {channels!r}')
-    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+    whole = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size > 0):
         raise ValueError(f"batch_size must be a whole number and at least 1, got {batch_size!r}")
     references = tuple(reference_images(images.sizes["image"], references).tolist())
     return passes.Options(chosen, epsilon, ridge, references, channels, device, batch_size)

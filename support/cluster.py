@@ -11,12 +11,16 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
 
 from support import passes, store
+
+if TYPE_CHECKING:
+    import distributed
 
 ENCRYPTED = {"tls", "wss", "inproc"}  # ways to a scheduler that nobody else can listen to
 _one_at_a_time = threading.Lock()  # a network with hooks in it serves one thread
@@ -25,8 +29,8 @@ _one_at_a_time = threading.Lock()  # a network with hooks in it serves one threa
 def connect(
     address: str,
     timeout: float = 10,
-    security: "distributed.Security | None" = None,  # noqa: F821
-) -> "distributed.Client | None":  # noqa: F821
+    security: "distributed.Security | None" = None,
+) -> "distributed.Client | None":
     """A client of a running scheduler, for `attribution.attribute(..., client=...)`.
 
     A scheduler runs what any client sends it, and workers unpickle what the scheduler sends. Between machines it has to
@@ -108,7 +112,7 @@ def is_exposed(address: str) -> bool:
     if parts.scheme in ENCRYPTED:
         return False
     try:
-        found = {entry[4][0].partition("%")[0] for entry in socket.getaddrinfo(parts.hostname, None)}
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(parts.hostname, None)}
     except (OSError, UnicodeError):
         return True
     addresses = [ipaddress.ip_address(one) for one in found]
@@ -116,7 +120,7 @@ def is_exposed(address: str) -> bool:
 
 
 def run(
-    client: "distributed.Client",  # noqa: F821
+    client: "distributed.Client",
     there: store.Store,
     jobs: Sequence[passes.Job],
     images: xr.DataArray,

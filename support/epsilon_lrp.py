@@ -27,6 +27,7 @@ compiled code, and what is computed again in the backward pass.
 import inspect
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd.graph import disable_saved_tensors_hooks
@@ -67,7 +68,7 @@ class Ratio(torch.autograd.Function):
     """y = f(z) whose derivative is f(z) / (z + ε sign z)."""
 
     @staticmethod
-    def forward(ctx, z, function, epsilon):
+    def forward(ctx: Any, z: torch.Tensor, function: Callable, epsilon: float) -> torch.Tensor:
         y = function(z)
         ratio = torch.where(z < 0, z.new_tensor(-epsilon), z.new_tensor(epsilon)).add_(z)
         torch.div(y, ratio, out=ratio)
@@ -75,7 +76,7 @@ class Ratio(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         (ratio,) = ctx.saved_tensors
         return gradient * ratio, None, None
 
@@ -84,14 +85,14 @@ class HalfEach(torch.autograd.Function):
     """A product of two activations whose gradient is shared equally between the factors."""
 
     @staticmethod
-    def forward(ctx, product, first, second):
+    def forward(ctx: Any, product: Callable, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             ctx.factors = first.detach().requires_grad_(), second.detach().requires_grad_()
             ctx.product = product(*ctx.factors)
         return ctx.product.detach()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         first, second = torch.autograd.grad(ctx.product, ctx.factors, gradient)
         return None, first / 2, second / 2
 
@@ -164,10 +165,10 @@ class Rules(TorchFunctionMode):
         Stabiliser ε > 0, in units of the pre-activations.
     """
 
-    def __init__(self, epsilon):
+    def __init__(self, epsilon: float):
         super().__init__()
         self.epsilon = epsilon
-        self.into_views = []  # nodes of changes of views that the rules have seen
+        self.into_views: list = []  # nodes of changes of views that the rules have seen
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -257,6 +258,13 @@ def refuse_operations_without_rule(output: torch.Tensor, inputs: torch.Tensor, i
     ValueError
         The output does not depend differentiably on the input, an operation on the way has no rule (it is named), or
         the network has trainable parameters, which would count as activations.
+
+    Examples
+    --------
+    >>> inputs = torch.ones(2, requires_grad=True)
+    >>> refuse_operations_without_rule(inputs.softmax(0), inputs)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: ε-LRP has no rule for Softmax: ...
     """
     if output.grad_fn is None:
         raise ValueError("the representation does not depend on the input: its gradient was cut on the way")
@@ -266,7 +274,7 @@ def refuse_operations_without_rule(output: torch.Tensor, inputs: torch.Tensor, i
         if node not in nodes:
             nodes[node] = [parent for parent, _ in node.next_functions]
             waiting.extend(parent for parent in nodes[node] if parent is not None)
-    if any(_operation(node) == "AccumulateGrad" and node.variable is not inputs for node in nodes):
+    if any(_operation(node) == "AccumulateGrad" and getattr(node, "variable", None) is not inputs for node in nodes):
         raise ValueError("the network has trainable parameters: freeze them with network.requires_grad_(False)")
     for node, parents in nodes.items():
         operation = _operation(node)

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.figure import FigureBase
+from pandas.io.formats.style import Styler
 from scipy.cluster.hierarchy import dendrogram
 
 from support import ranking
@@ -34,12 +36,18 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def short(name):
-    """A model's name without its scheme: "package:hed" → "hed"."""
+def short(name: object) -> str:
+    """A model's name without its scheme: "package:hed" → "hed".
+
+    Examples
+    --------
+    >>> short("package:hed")
+    'hed'
+    """
     return str(name).split(":", 1)[-1]
 
 
-def stamp(figure, text):
+def stamp(figure: plt.Figure, text: str) -> plt.Figure:
     """Write a warning across a figure, so that nobody takes it for what it is not.
 
     Parameters
@@ -51,13 +59,18 @@ def stamp(figure, text):
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> stamp(plt.figure(), "random weights").texts[0].get_text()
+    'random weights'
     """
     if text:
         figure.text(0.5, 0.5, text, fontsize=34, color="C3", alpha=0.3, rotation=20, ha="center", va="center", zorder=9)
     return figure
 
 
-def gallery(images, titles=None, columns=8):
+def gallery(images: xr.DataArray | np.ndarray, titles: Sequence[str] | None = None, columns: int = 8) -> plt.Figure:
     """Draw images in a grid.
 
     Parameters
@@ -72,6 +85,11 @@ def gallery(images, titles=None, columns=8):
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(gallery(np.zeros((5, 8, 8, 3)), titles="abcde", columns=3).axes)
+    6
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -85,7 +103,16 @@ def gallery(images, titles=None, columns=8):
     return figure
 
 
-def overlay(ax, picture, title="", *, heat=None, points=None, boxes=None, cmap=None):
+def overlay(
+    ax: plt.Axes,
+    picture: np.ndarray,
+    title: str = "",
+    *,
+    heat: np.ndarray | None = None,
+    points: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    cmap: str | None = None,
+) -> None:
     """Draw a picture, and over it what a network said of it.
 
     Parameters
@@ -102,10 +129,17 @@ def overlay(ax, picture, title="", *, heat=None, points=None, boxes=None, cmap=N
         (boxes, 4 or more): left, top, right and bottom as shares of the picture's sides.
     cmap : str, optional
         Colours of a picture without channels.
+
+    Examples
+    --------
+    >>> _, ax = plt.subplots()
+    >>> overlay(ax, np.zeros((10, 20, 3)), "two points", points=[[0.5, 0.5], [0.1, 0.9]])
+    >>> ax.get_title(), len(ax.lines[0].get_xdata())
+    ('two points', 2)
     """
     picture = np.asarray(picture)
     shape = picture.shape[1] / picture.shape[0] if picture.ndim == 3 else 1
-    frame = {"extent": (0, 1, 1, 0), "aspect": 1 / shape}
+    frame: dict[str, Any] = {"extent": (0, 1, 1, 0), "aspect": 1 / shape}
     ax.imshow(picture, cmap=cmap, **frame)
     if heat is not None:
         heat = np.asarray(heat)
@@ -118,7 +152,7 @@ def overlay(ax, picture, title="", *, heat=None, points=None, boxes=None, cmap=N
     ax.axis("off")
 
 
-def draw_map(ax, values):
+def draw_map(ax: plt.Axes, values: xr.DataArray | np.ndarray) -> None:
     """Draw one attribution map: signed maps red (for) and blue (against), others from black to white.
 
     The scale is the map's own, up to the 99th percentile of its absolute values: only directions count in the model
@@ -129,6 +163,13 @@ def draw_map(ax, values):
     ax : matplotlib.axes.Axes
     values : array
         (y, x), float.
+
+    Examples
+    --------
+    >>> _, ax = plt.subplots()
+    >>> draw_map(ax, np.array([[-1.0, 0.0], [0.5, 1.0]]))
+    >>> ax.images[0].get_cmap().name
+    'RdBu_r'
     """
     values = np.asarray(values)
     limit = np.percentile(abs(values), 99) or 1
@@ -138,7 +179,7 @@ def draw_map(ax, values):
     ax.spines[:].set_visible(False)
 
 
-def map_grid(images, maps):
+def map_grid(images: xr.DataArray, maps: xr.DataArray) -> plt.Figure:
     """Draw an image a row and, beside it, the map of every model.
 
     Parameters
@@ -151,6 +192,14 @@ def map_grid(images, maps):
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> images = xr.DataArray(np.zeros((2, 8, 8, 3)), dims=("image", "y", "x", "channel"))
+    >>> maps = xr.DataArray(np.ones((3, 2, 8, 8)), {"model": ["a", "b", "c"]}, ("model", "image", "y", "x"))
+    >>> maps = maps.expand_dims(attribution=["saliency"])
+    >>> len(map_grid(images, maps).axes)  # for each of two images itself and three maps
+    8
     """
     maps = maps if "attribution" in maps.dims else maps.expand_dims("attribution")
     methods = [str(m) for m in maps.attribution.values]
@@ -249,7 +298,7 @@ def heat_grid(images: xr.DataArray, maps: xr.DataArray, columns: int = 4, block:
     return figure
 
 
-def matrix(values, label, ax=None):
+def matrix(values: xr.DataArray, label: str, ax: plt.Axes | None = None) -> FigureBase:
     """Draw a (source, target) matrix as a heat map, with its numbers where they are readable.
 
     A model beside itself is left grey, so that the colours are spent on the pairs.
@@ -266,6 +315,13 @@ def matrix(values, label, ax=None):
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["a", "b"]}
+    >>> affinity = xr.DataArray([[1, 0.2], [0.2, 1]], names, ("source", "target"))
+    >>> matrix(affinity, "affinity (1)").axes[0].get_xlabel()
+    'target'
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 5.4))
@@ -390,7 +446,7 @@ def intervals(claims: Sequence[Any]) -> plt.Figure:
     return figure
 
 
-def hover_matrix(values, digits=2):
+def hover_matrix(values: xr.DataArray, digits: int = 2) -> Styler:
     """A (source, target) matrix as a coloured table that tells source, target and value under the mouse.
 
     Parameters
@@ -404,6 +460,13 @@ def hover_matrix(values, digits=2):
     -------
     pandas.io.formats.style.Styler
         Shown by a notebook; plain HTML, which needs no script.
+
+    Examples
+    --------
+    >>> names = {"source": ["a", "b"], "target": ["a", "b"]}
+    >>> affinity = xr.DataArray([[1, 0.2], [0.2, 1]], names, ("source", "target"))
+    >>> "a → b: 0.20" in hover_matrix(affinity).to_html()
+    True
     """
     values = values.transpose("source", "target")
     itself = values.source.values[:, None] == values.target.values[None]
@@ -425,7 +488,7 @@ def hover_matrix(values, digits=2):
     )
 
 
-def tree(linkage, names, ax=None):
+def tree(linkage: np.ndarray, names: Sequence[str], ax: plt.Axes | None = None) -> FigureBase:
     """Draw a tree of models, root on the left.
 
     Parameters
@@ -440,6 +503,12 @@ def tree(linkage, names, ax=None):
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> joined = np.array([[0, 1, 0.2, 2], [2, 3, 0.7, 3]])
+    >>> [label.get_text() for label in tree(joined, ["a", "b", "c"]).axes[0].get_yticklabels()]
+    ['c', 'a', 'b']
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 0.42 * len(names) + 1))

@@ -1,9 +1,13 @@
 """Invariant attribution: a scalar that stays the same under every invertible linear map of the channels."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 
-def energy_gradient(representations, ridge=1e-6):
+def energy_gradient(
+    representations: Iterable[torch.Tensor], ridge: float = 1e-6
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Gradient of the whitened energy with respect to a representation, as a function of the representation.
 
     The whitened energy of an image x with the representation r = R(x) is
@@ -37,6 +41,12 @@ def energy_gradient(representations, ridge=1e-6):
     ValueError
         The channels' mean variance is not positive (all are constant but for the rounding of float32) or not finite,
         or the ridge is so small that C is singular.
+
+    Examples
+    --------
+    >>> representation = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> energy_gradient([representation])(representation[:1])
+    tensor([[2.0000, 0.0000]])
     """
     n, shift = 0, None
     for representation in representations:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ class Pass:
 
     def __init__(self, represent: Callable, inputs: torch.Tensor, epsilon: float, whitening: tuple | None = None):
         self.represent, self.inputs = represent, inputs.detach()
-        self.epsilon, self.whitening = epsilon, whitening
+        self.epsilon = epsilon
+        self.whitening: Any = whitening
 
     def mean_unit(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of all units, (image,)."""
@@ -64,15 +66,20 @@ class Pass:
         inputs, units = self._units
         return torch.autograd.grad(units, inputs, slope.expand_as(units), retain_graph=True)[0]
 
+    def _whitening(self):
+        if self.whitening is None:
+            raise ValueError('a method that needs the whitening belongs to the group "invariant"')
+        return self.whitening
+
     @functools.cached_property
     def energy_gradient(self) -> torch.Tensor:
         """Gradient of the whitened energy, in the shape of the inputs."""
-        gradient, _ = self.whitening
+        gradient, _ = self._whitening()
         return self.weighted(gradient(self._units[1].detach()))
 
     def similarity_gradients(self) -> torch.Tensor:
         """Gradients of the whitened similarity to each reference image times the inputs: (image, reference, …)."""
-        _, at_references = self.whitening
+        _, at_references = self._whitening()
         return torch.stack([self.weighted(slope) * self.inputs for slope in at_references], 1)
 
     def unit_saliency(self) -> torch.Tensor:

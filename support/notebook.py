@@ -9,10 +9,10 @@ import math
 import re
 import string
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from IPython.display import Markdown, display
@@ -35,7 +35,7 @@ class Parameter(NamedTuple):
     help: str
 
 
-def parse_parameters(source):
+def parse_parameters(source: str) -> dict[str, Parameter]:
     """Read a `parameters` cell without running it.
 
     Parameters
@@ -52,6 +52,11 @@ def parse_parameters(source):
     ------
     ValueError
         A statement is not one name and one literal.
+
+    Examples
+    --------
+    >>> parse_parameters("n_images = 4  # how many")
+    {'n_images': Parameter(default=4, help='how many')}
     """
     comments = {
         token.start[0]: token.string.lstrip("# ")
@@ -75,11 +80,11 @@ def parse_parameters(source):
                 default = ast.literal_eval(value)
             except ValueError:
                 raise ValueError(f"a parameter is one name and one literal, not {text!r}") from None
-        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno, ""))
+        parameters[statement.targets[0].id] = Parameter(default, comments.get(statement.end_lineno or 0, ""))
     return parameters
 
 
-def declared_parameters(path):
+def declared_parameters(path: str | Path) -> dict[str, Parameter]:
     """Parameters that a notebook declares in its cell tagged `parameters`.
 
     Parameters
@@ -91,6 +96,11 @@ def declared_parameters(path):
     -------
     dict of str to Parameter
         Empty when there is no such cell.
+
+    Examples
+    --------
+    >>> declared_parameters("notebooks/01_probe_data.ipynb")["seed"].default
+    0
     """
     for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", []):
@@ -129,7 +139,7 @@ def _is_same_kind(value, default):
     return type(value) is type(default) or (type(value) is int and type(default) is float)
 
 
-def compare(given, declared):
+def compare(given: Mapping[str, object], declared: Mapping[str, Parameter]) -> None:
     """Refuse parameters that a notebook does not know, and values of another kind than its defaults.
 
     Parameters
@@ -145,6 +155,15 @@ def compare(given, declared):
         A name is unknown; the message has the closest known one, and lists all with default and help.
     TypeError
         A value is of another kind than the default; an int will do for a float. Same list.
+
+    Examples
+    --------
+    >>> compare({"n_imagse": 4}, {"n_images": Parameter(8, "how many")})
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown parameter 'n_imagse'; did you mean 'n_images'?
+    This notebook's parameters are:
+      n_images = 8  # how many
     """
     lines = [f"  {name} = {known.default!r}  # {known.help}" for name, known in declared.items()]
     known_ones = "\nThis notebook's parameters are:\n" + "\n".join(lines)
@@ -160,7 +179,7 @@ def compare(given, declared):
             )
 
 
-def check_parameters():
+def check_parameters() -> None:
     """Refuse misspelt parameters and values of the wrong kind that papermill was given.
 
     To be called in the cell right after a notebook's `parameters` cell. Plain papermill only warns of an unknown name
@@ -172,6 +191,10 @@ def check_parameters():
     ------
     ValueError, TypeError
         As `compare` says.
+
+    Examples
+    --------
+    >>> check_parameters()  # papermill has added nothing here
     """
     with contextlib.suppress(ImportError):
         from IPython import get_ipython
@@ -185,7 +208,7 @@ def check_parameters():
             compare({name: value.default for name, value in given.items()}, parse_parameters(before[-1]))
 
 
-def artefact(path, notebook):
+def artefact(path: str | Path, notebook: str) -> Path:
     """Path of something that an earlier notebook leaves on disk.
 
     Parameters
@@ -204,6 +227,11 @@ def artefact(path, notebook):
     ------
     FileNotFoundError
         It does not exist; the message has the command that makes it.
+
+    Examples
+    --------
+    >>> artefact("notebooks", "01_probe_data").name
+    'notebooks'
     """
     path = Path(path)
     if not path.exists():
@@ -452,7 +480,7 @@ def fill(page: str, executed: list[Path]) -> str:
     >>> fill("Popularity: <!-- found: popularity -->.", [])
     'Popularity: not in this run.'
     """
-    left: dict[str, str] = {}
+    left: dict[str, Any] = {}
     for path in executed if LEFT_HERE.search(page) else []:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for output in (output for cell in cells for output in cell.get("outputs", [])):
@@ -472,6 +500,11 @@ def findings(executed: list[Path]) -> str:
     -------
     str
         Empty where none of them has a finding.
+
+    Examples
+    --------
+    >>> findings([])
+    ''
     """
     rows = []
     for path in executed:

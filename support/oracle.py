@@ -506,6 +506,12 @@ def budget(seed: int = 0, folder: str | Path = DATA / "bank") -> xr.DataArray:
     ------
     TypeError, FileNotFoundError, ValueError
         As for `losses`; a ValueError, too, where the two files do not have the same sources, targets and images.
+
+    Examples
+    --------
+    >>> budget(0, folder="elsewhere")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/budget_seed0.npz: python -m support.bank budget --seed 0
     """
     values = _arrays("budget", seed, folder, "budget")
     head_steps = int(values.pop("head_steps"))
@@ -537,6 +543,12 @@ def crossed(seed: int = 4, folder: str | Path = DATA / "bank") -> xr.Dataset:
     ------
     TypeError, FileNotFoundError, ValueError
         As for `losses`.
+
+    Examples
+    --------
+    >>> crossed(4, folder="elsewhere")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/crossed_seed4.npz: python -m support.bank crossed --seed 4
     """
     values = _arrays("crossed", seed, folder, "crossed")
     parts = np.array([name.split("@") for name in values["source"].tolist()])

@@ -27,6 +27,13 @@ def assemble(profile: str, root: Path = ROOT) -> Path:
     Path
         ``book/_build/<profile>/source``, made anew. The cell that papermill added to a notebook is folded away there,
         the table of the notebooks' findings stands on the first page, and what they left for other pages stands there.
+
+    Examples
+    --------
+    >>> assemble("../elsewhere")
+    Traceback (most recent call last):
+        ...
+    support.profiles.BookError: '../elsewhere' is no name for a profile, because ...
     """
     source = folder_of(root, profile) / "source"
     if source.is_dir():
@@ -43,9 +50,7 @@ def assemble(profile: str, root: Path = ROOT) -> Path:
     executed = sorted(source.glob("*.ipynb"))
     for page in source.glob("*.md"):
         text = fill(page.read_text(encoding="utf-8"), executed)
-        if page.name == "intro.md":
-            text = text.replace(FINDINGS_HERE, findings(executed))
-        page.write_text(text, encoding="utf-8")
+        page.write_text(text.replace(FINDINGS_HERE, findings(executed)), encoding="utf-8")
     return source
 
 
@@ -68,6 +73,13 @@ def build(profile: str, root: Path = ROOT) -> Path:
     ------
     BookError
         jupyter-book had something to warn of; the message has all its warnings.
+
+    Examples
+    --------
+    >>> build("../elsewhere")
+    Traceback (most recent call last):
+        ...
+    support.profiles.BookError: '../elsewhere' is no name for a profile, because ...
     """
     folder = folder_of(root, profile)
     return render(folder / "source", folder / "html", root)
@@ -96,6 +108,13 @@ def render(source: Path, pages: Path, root: Path, strict: bool = True) -> Path:
     ------
     BookError
         jupyter-book could not, or had something to warn of; the message has all it said of that.
+
+    Examples
+    --------
+    >>> render(Path("no/such/folder"), Path("no/such/pages"), ROOT)
+    Traceback (most recent call last):
+        ...
+    support.profiles.BookError: the book has errors: ...
     """
     work = pages.with_name("sphinx")
     if work.is_dir():

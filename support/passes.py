@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,16 +10,15 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 import xarray as xr
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from support import invariant
 from support.encoder import Encoder
 from support.methods import Method, Pass
+from support.running import HALF, plainly
 
 PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}  # first guess of a batch, halved when memory runs out
-HALF = (torch.float16, torch.bfloat16)
 _checked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # encoder → (its state when checked, result)
 
 
@@ -116,8 +114,10 @@ def on(encoder: Encoder, device: str | torch.device) -> Iterator[None]:
 
     Examples
     --------
-    >>> with on(encoder, "cpu"):  # doctest: +SKIP
-    ...     encoder.represent(inputs)
+    >>> encoder = Encoder("mine", torch.nn.Flatten(), task="none", family="toy", input_size=(2, 2))
+    >>> with on(encoder, "cpu"):
+    ...     encoder.represent(encoder.trial(1)).shape
+    torch.Size([1, 12])
     """
     home = encoder.device
     try:
@@ -125,63 +125,6 @@ def on(encoder: Encoder, device: str | torch.device) -> Iterator[None]:
         yield
     finally:
         encoder.to(home)
-
-
-class _Single(TorchFunctionMode):
-    """Context manager: what would be computed in float16 or bfloat16 is computed in float32.
-
-    Gradients of a mean of many units underflow in float16, and bfloat16 has 8 binary digits. Weights are converted
-    where they are used, so that nothing of the network changes; casts become casts to float32; autocast has no effect.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        def single(value):
-            if isinstance(value, torch.Tensor):
-                return value.float() if value.dtype in HALF else value
-            return torch.float32 if isinstance(value, torch.dtype) and value in HALF else value
-
-        if function in (torch.Tensor.half, torch.Tensor.bfloat16):
-            function = torch.Tensor.float
-        args, kwargs = tree_map(single, (args, kwargs or {}))
-        with contextlib.ExitStack() as stack:
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            return function(*args, **kwargs)
-
-
-class _NoCheckpoint:
-    """In the place of `torch.utils.checkpoint.CheckpointFunction`: calls the function."""
-
-    @staticmethod
-    def apply(function, preserve_rng_state, *args):
-        return function(*args)
-
-
-def _keep_all(*_, **__):
-    """In the place of checkpointing's generator: does nothing before and after the function is called."""
-    yield
-
-
-@contextlib.contextmanager
-def _plainly(single):
-    """Networks run as they are written: operation by operation, once, in at least single precision.
-
-    Checkpointing would run parts of a network again in the backward pass, where no rule reaches them, and torch.compile
-    would run other operations than those that are written.
-    """
-    module = torch.utils.checkpoint
-    before = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
-    with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if single:
-            stack.enter_context(_Single())
-        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _NoCheckpoint, _keep_all
-        try:
-            yield
-        finally:
-            module.CheckpointFunction, module._checkpoint_without_reentrant_generator = before
 
 
 def represent(encoder: Encoder, inputs: torch.Tensor, single: bool = False) -> torch.Tensor:
@@ -201,8 +144,14 @@ def represent(encoder: Encoder, inputs: torch.Tensor, single: bool = False) -> t
     -------
     torch.Tensor
         (image, channel, y, x) or (image, feature), float32 or float64.
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.AvgPool2d(2), task="none", family="toy", input_size=(4, 4))
+    >>> represent(encoder, encoder.trial(2)).shape
+    torch.Size([2, 3, 2, 2])
     """
-    with _plainly(single):
+    with plainly(single):
         units = encoder.represent(inputs)
         return units.float() if isinstance(units, torch.Tensor) and units.dtype in HALF else units
 
@@ -224,6 +173,13 @@ def representations(
     -------
     dict of str to numpy.ndarray
         float32, (image, channel, y, x) or (image, feature).
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.AvgPool2d(2), task="none", family="toy", input_size=(4, 4))
+    >>> images = xr.DataArray(np.ones((3, 4, 4, 3), np.float32), dims=("image", "y", "x", "channel"))
+    >>> representations([encoder], images, "cpu")["mine"].shape
+    (3, 3, 2, 2)
     """
     device, found = torch_device(device), {}
     for encoder in encoders:
@@ -266,6 +222,13 @@ def batches(
         Not even one image (or not `batch_size` images) fits into memory.
     ValueError
         The network cannot be run, or has no rule; the encoder is named.
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.AvgPool2d(2), task="none", family="toy", input_size=(4, 4))
+    >>> images = xr.DataArray(np.ones((3, 4, 4, 3), np.float32), dims=("image", "y", "x", "channel"))
+    >>> [len(result) for _, result in batches(encoder, images, encoder.represent, torch.device("cpu"), 2)]
+    [2, 1]
     """
     height, width = encoder.input_size
     size = batch_size or max(1, PIXELS_AT_ONCE.get(device.type, 2**19) // (height * width))
@@ -317,6 +280,15 @@ def whitening(
     ------
     ValueError, MemoryError
         The representation cannot be whitened, or as for `batches`; the encoder is named.
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.AvgPool2d(2), task="none", family="toy", input_size=(4, 4))
+    >>> images = xr.DataArray(np.ones((3, 4, 4, 3), np.float32), dims=("image", "y", "x", "channel"))
+    >>> from support.methods import TABLE
+    >>> options = Options({"gradient": TABLE["gradient"]}, 1e-4, 1e-6, (0,), "mean", "cpu")
+    >>> whitening(encoder, images, [slice(0, 3)], options) is None  # no method needs it
+    True
     """
     if not options.whitens:
         return None
@@ -377,6 +349,16 @@ def fill(
     ------
     ValueError, MemoryError
         A map is not finite (encoder, method and image are named), or as for `batches`.
+
+    Examples
+    --------
+    >>> encoder = Encoder("mine", torch.nn.AvgPool2d(2), task="none", family="toy", input_size=(4, 4))
+    >>> images = xr.DataArray(np.ones((3, 4, 4, 3), np.float32), dims=("image", "y", "x", "channel"))
+    >>> from support.methods import TABLE
+    >>> options = Options({"gradient": TABLE["gradient"]}, 1e-4, 1e-6, (0,), "mean", "cpu")
+    >>> maps = np.empty((1, 3, 4, 4), np.float32)
+    >>> fill(maps, encoder, images, options), maps[0, 0, 0, 0] * 3 * 4 * 4
+    ([], np.float32(1.0))
     """
     size, labels, zero = (images.sizes["y"], images.sizes["x"]), images.image.values, []
 
@@ -466,6 +448,6 @@ def check(encoder: Encoder) -> bool:
 
 
 def _watched_check(encoder, single):
-    with _plainly(single), _Watch() as watch:
+    with plainly(single), _Watch() as watch:
         encoder.check()
     return watch

@@ -94,6 +94,12 @@ def read_file(path: Path) -> tuple[dict, dict]:
     ------
     BookError
         The file is not there or cannot be read as that; the message has its name and the line.
+
+    Examples
+    --------
+    >>> profiles, lines = read_file(Path("notebooks/profiles.yml"))
+    >>> list(profiles), lines[("smoke",)]
+    (['smoke', 'book', 'paper'], 'notebooks/profiles.yml, line 4')
     """
     lines = {}
 
@@ -175,6 +181,12 @@ def read_profiles(root: Path, profile: str, given: dict | None = None, file: Pat
     BookError
         The profile, a notebook or a parameter in it is unknown, a value is of the wrong kind, or no notebook declares
         what was given. A mistake in a file is named with its line.
+
+    Examples
+    --------
+    >>> plan = read_profiles(Path("."), "smoke", {"n_images": 3})
+    >>> plan[Path("notebooks/01_probe_data.ipynb")]
+    {'n_images': 3, 'size': 64}
     """
     given, known = given or {}, root / "notebooks" / "profiles.yml"
     profiles, lines = read_file(file or known)
@@ -227,6 +239,11 @@ def table(root: Path, file: Path | None = None) -> str:
     ------
     BookError
         As for `read_file`, or there are no notebooks.
+
+    Examples
+    --------
+    >>> table(Path(".")).splitlines()[0].split()
+    ['chapter', 'parameter', 'default', 'smoke', 'book', 'paper', 'help']
     """
     profiles, _ = read_file(file or root / "notebooks" / "profiles.yml")
     rows = [["chapter", "parameter", "default", *profiles, "help"]]

@@ -4,7 +4,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Evidence(NamedTuple):
     spread: np.ndarray  # (image, channel): squared deviation from the mean
     chance: np.ndarray  # (repeat): the score when the target belongs to other images
     twin: float  # the score for an untrained twin of the target; nan with labels
-    seconds: float
+    seconds: float = np.nan
 
 
 def evidence(
@@ -45,7 +45,7 @@ def evidence(
     *,
     seed: int = 0,
     device: str = "auto",
-    progress=lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Evidence]:
     """Predictivity of a target from each source, with what chance and an untrained network give.
 
@@ -73,6 +73,13 @@ def evidence(
     ------
     ValueError
         Fewer than ten images, labels of other images, or as for `similarity.predictivity`; the network is named.
+
+    Examples
+    --------
+    >>> images = probe.load("rooms", n_images=10, size=64)
+    >>> found = evidence(images, [zoo.load("bank:rgb2mist")], zoo.load("bank:rgb2depth"), device="cpu")
+    >>> found["rgb2mist"].missed.shape[0]
+    10
     """
     n_images = images.sizes["image"]
     if n_images < FEWEST:
@@ -91,8 +98,8 @@ def evidence(
     for source in sources:
         progress(source.name)
         started = time.perf_counter()
-        parts = compare(source.name, passes.representations([source], images, device)[source.name])
-        found[source.name] = Evidence(*parts, time.perf_counter() - started)
+        one = compare(source.name, passes.representations([source], images, device)[source.name])
+        found[source.name] = one._replace(seconds=time.perf_counter() - started)
     return found
 
 
@@ -108,7 +115,7 @@ def _of_network(images, target, seed, device):
         reps = {name: values, "the target": targets[target.name], twin.name: targets[twin.name]}
         one, wanted, untrained = (readout.Summary(form, what) for what, form in similarity.together(reps).items())
         chance = np.array([readout.explained(one, wanted.moved(shift)) for shift in shifts])
-        return *readout.errors(one, wanted), chance, readout.explained(one, untrained)
+        return Evidence(*readout.errors(one, wanted), chance, readout.explained(one, untrained))
 
     return compare
 
@@ -124,7 +131,7 @@ def _of_labels(wanted, seed):
         missed = (wanted - _probe(features, wanted)) ** 2
         by_chance = [(wanted[order] - _probe(features, wanted[order])) ** 2 for order in orders]
         chance = np.array([(1 - each.sum(0) / spread.sum(0)).mean() for each in by_chance])
-        return missed, spread, chance, np.nan
+        return Evidence(missed, spread, chance, np.nan)
 
     return compare
 
@@ -151,23 +158,34 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
     -------
     pandas.DataFrame
         A row a source. ``score``: mean over channels of the held-out R²; ``low``, ``high``: its interval;
-        ``behind_low``, ``behind_high``: interval of the difference to the best source; ``chance``: the highest of the
-        scores with other images; ``untrained``: the score for the untrained twin; ``verdict``: "best", "not told from
-        the best", "behind the best" or "not told from chance"; ``seconds``.
+        ``behind_low``, ``behind_high``: interval of the difference to the best source, which is the first one whose
+        interval lies above 0 and above chance; ``chance``: the highest of the scores with other images; ``untrained``:
+        the score for the untrained twin; ``verdict``: "best", "not told from the best", "behind the best" or "not told
+        from chance"; ``seconds``.
+
+    Examples
+    --------
+    >>> near = Evidence(np.full((20, 1), 0.1), np.ones((20, 1)), np.zeros(3), np.nan, 0.1)
+    >>> far = near._replace(missed=np.full((20, 1), 0.5))
+    >>> table({"far": far, "near": near}).verdict.to_dict()
+    {'near': 'best', 'far': 'behind the best'}
     """
     rng = np.random.default_rng(seed)
     n_images = len(next(iter(found.values())).missed)
     draws = rng.multinomial(n_images, np.full(n_images, 1 / n_images), n_resamples)
     scores = {name: _score(one.missed, one.spread, np.ones((1, n_images)))[0] for name, one in found.items()}
     drawn = {name: _score(one.missed, one.spread, draws) for name, one in found.items()}
-    order = sorted(scores, key=scores.get, reverse=True)
+    order = sorted(scores, key=lambda name: scores[name], reverse=True)
     edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    bounds = {name: np.quantile(drawn[name], edges) for name in order}
+    chance = {name: found[name].chance.max() for name in order}
+    told = [name for name in order if bounds[name][0] > max(chance[name], 0)]  # 0: no better than the mean
+    best = told[0] if told else order[0]
     rows = []
     for name in order:
-        low, high = np.quantile(drawn[name], edges)
-        behind = np.quantile(drawn[order[0]] - drawn[name], edges)
-        chance = found[name].chance.max()
-        verdict = "best" if name == order[0] else "behind the best" if behind[0] > 0 else "not told from the best"
+        low, high = bounds[name]
+        behind = np.quantile(drawn[best] - drawn[name], edges)
+        verdict = "best" if name == best else "behind the best" if behind[0] > 0 else "not told from the best"
         rows.append(
             {
                 "source": name,
@@ -176,9 +194,9 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
                 "high": high,
                 "behind_low": behind[0],
                 "behind_high": behind[1],
-                "chance": chance,
+                "chance": chance[name],
                 "untrained": found[name].twin,
-                "verdict": verdict if low > chance else "not told from chance",
+                "verdict": verdict if name in told else "not told from chance",
                 "seconds": found[name].seconds,
             }
         )
@@ -193,7 +211,14 @@ def _score(missed, spread, draws):
 
 
 def conclusion(ranked: pd.DataFrame) -> str:
-    """What may be concluded from a `table`, in one or two sentences."""
+    """What may be concluded from a `table`, in one or two sentences.
+
+    Examples
+    --------
+    >>> one = Evidence(np.full((20, 1), 0.1), np.ones((20, 1)), np.zeros(3), np.nan, 0.1)
+    >>> conclusion(table({"near": one}))
+    'Start from near: it is ahead of all other sources, beyond what the choice of images explains.'
+    """
     told = ranked[ranked.verdict != "not told from chance"]
     if told.empty:
         return (
@@ -225,6 +250,12 @@ def draw(ranked: pd.DataFrame, title: str = "") -> plt.Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> one = Evidence(np.full((20, 1), 0.1), np.ones((20, 1)), np.zeros(3), np.nan, 0.1)
+    >>> draw(table({"near": one})).axes[0].get_xlabel()
+    'share of the target explained, held out (R²)'
     """
     figure, ax = plt.subplots(figsize=(7, 1.4 + 0.34 * len(ranked)), layout="constrained")
     rows = np.arange(len(ranked))[::-1]
@@ -234,6 +265,7 @@ def draw(ranked: pd.DataFrame, title: str = "") -> plt.Figure:
     if ranked.untrained.notna().any():
         ax.plot(ranked.untrained, rows, "x", color="C3", label="untrained twin of the target")
     ax.set_yticks(rows, ranked.index)
+    ax.margins(y=0.3 / len(ranked) + 0.05)
     ax.set(xlabel="share of the target explained, held out (R²)", title=title)
     ax.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -258,6 +290,12 @@ def read_labels(path: str | Path, files: Sequence[str]) -> np.ndarray:
     ------
     ValueError
         The file cannot be read, a column is missing, an image has no label or two, or all labels are equal.
+
+    Examples
+    --------
+    >>> import io
+    >>> read_labels(io.StringIO("file,label\\na.png,cat\\nb.png,dog"), ["b.png", "a.png"]).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
     """
     try:
         rows = pd.read_csv(path)
@@ -296,6 +334,11 @@ def load_sources(specs: str) -> list[Encoder]:
     ------
     ValueError, FileNotFoundError
         As for `zoo.load`.
+
+    Examples
+    --------
+    >>> [source.name for source in load_sources("bank:edge2d bank:rgb2mist")]
+    ['edge2d', 'rgb2mist']
     """
     names = specs.split()
     if not names:
@@ -328,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sources = load_sources(given.networks)
         if given.network:
-            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size}
+            wanted = {"mean": given.mean, "std": given.std, "input_size": given.size and [given.size] * 2}
             target = zoo.load(given.network, preprocessing={k: v for k, v in wanted.items() if v is not None} or None)
         images = probe.load(f"folder:{given.images}", given.n, given.pixels, given.seed, crop="centre", fewer=True)
         if given.labels:

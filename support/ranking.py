@@ -656,7 +656,8 @@ def clusters(truth: xr.DataArray, least: float = 0.8) -> dict[str, int]:
     """
     least = labels.share(least, "least")
     banks = [truth.isel(bank=number) for number in range(truth.sizes["bank"])] if "bank" in truth.dims else [truth]
-    places = sum(oracle.priority(bank) for bank in banks) / len(banks)
+    priorities = [oracle.priority(bank) for bank in banks]
+    places = sum(priorities[1:], priorities[0]) / len(banks)
     targets, sources = places.target.values.tolist(), places.source.values
     apart = []
     for number, one in enumerate(targets):

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -37,7 +39,9 @@ class Summary:
         Fewer than five images, or all channels are constant.
     """
 
-    def __init__(self, values, name: str = "x", n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0):
+    def __init__(
+        self, values: np.ndarray, name: str = "x", n_random: int = RANDOM, ridge: float = RIDGE, seed: int = 0
+    ):
         self.settings = n_random, ridge, seed
         self.name = name
         self.values = values
@@ -57,7 +61,7 @@ class Summary:
         self.deviation = np.sqrt(np.where(self.varies, squares, np.inf))[:, None, None]
 
     @functools.cached_property
-    def readout(self):
+    def readout(self) -> "_Readout | _WideReadout":
         """The ridge regression on this network."""
         wide = self.n_features + self.settings[0] > MOST_FEATURES
         return (_WideReadout if wide else _Readout)(self, *self.settings)
@@ -66,27 +70,27 @@ class Summary:
         """The same network with its images moved on by so many places, the last ones to the beginning."""
         return self.reordered(np.roll(np.arange(self.n_images), images))
 
-    def reordered(self, order) -> "Summary":
+    def reordered(self, order: np.ndarray) -> "Summary":
         """The same network with its images in another order."""
         other = copy.copy(self)
         other.__dict__.pop("readout", None)
         other.values = self.values[order]
         return other
 
-    def blocks(self):
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
         """(images, rows) of at most `ROWS` positions, or one row, that together are everything."""
         at_once, rows = max(1, ROWS // self.positions), max(1, ROWS // self.across)
         for start in range(0, self.n_images, at_once):
             for top in range(0, self.height, rows):
                 yield slice(start, min(start + at_once, self.n_images)), slice(top, min(top + rows, self.height))
 
-    def channels(self, images, rows, which=slice(None)):
+    def channels(self, images: slice, rows: slice, which: Any = slice(None)) -> np.ndarray:
         """(sample, channel), float64; images are slowest."""
         part = self.values[images, :, rows][:, which] / self.scale[which]
         part = (part - self.mean[which]) / self.deviation[which]
         return part.transpose(0, 2, 3, 1).reshape(-1, part.shape[1])
 
-    def neighbourhoods(self, images, rows, which=slice(None)):
+    def neighbourhoods(self, images: slice, rows: slice, which: Any = slice(None)) -> np.ndarray:
         """(sample, neighbour · channel): what a readout sees."""
         if not self.reach:
             return self.channels(images, rows, which)
@@ -123,7 +127,7 @@ def errors(source: Summary, target: Summary) -> tuple[np.ndarray, np.ndarray]:
     channels = np.flatnonzero(target.varies)
     parts = [channels[start : start + COLUMNS] for start in range(0, len(channels), COLUMNS)]
     found = [source.readout.errors(target, part) for part in parts]
-    return tuple(np.concatenate(some, 1) for some in zip(*found, strict=True))
+    return np.concatenate([missed for missed, _ in found], 1), np.concatenate([spread for _, spread in found], 1)
 
 
 def explained(source: Summary, target: Summary) -> float:

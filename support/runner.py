@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.notebook import declared_parameters
@@ -38,6 +39,12 @@ def keys(root: Path, plan: dict[Path, dict]) -> dict[Path, str]:
     dict of Path to str
         SHA-256 of the notebook's cells, its parameters, the package's source, ``data/`` and ``requirements.lock``;
         for a notebook with `results` also of the earlier ones with `results`.
+
+    Examples
+    --------
+    >>> plan = read_profiles(ROOT, "smoke")
+    >>> {len(key) for key in keys(ROOT, plan).values()}
+    {64}
     """
     common = hashlib.sha256()
     files = [*(root / "support").glob("**/*.py"), *(root / "data").glob("**/*"), root / "requirements.lock"]
@@ -125,6 +132,15 @@ def execute(notebook: Path, output: Path, parameters: dict, key: str, root: Path
     ------
     BookError
         The notebook failed. The message ends with the cell, the error and `again`.
+
+    Examples
+    --------
+    >>> import tempfile, nbformat
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> nbformat.write(nbformat.v4.new_notebook(), folder / "one.ipynb")
+    >>> seconds = execute(folder / "one.ipynb", folder / "out.ipynb", {}, "key", folder, True, "the command")
+    >>> finished(folder / "out.ipynb")["key"]
+    'key'
     """
     import papermill
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -225,7 +241,13 @@ def _plan_of_the_original(parameters):
 PLANS = {"14_reproduce_the_original": _plan_of_the_original}  # parameters → what a costly notebook will take
 
 
-def dry_run(profile: str, root: Path = ROOT, given=None, only=None, file: Path | None = None) -> str:
+def dry_run(
+    profile: str,
+    root: Path = ROOT,
+    given: dict | None = None,
+    only: Sequence[str] | None = None,
+    file: Path | None = None,
+) -> str:
     """Say what `run` would do, and what a notebook of hours would take: passes, disk, time. Nothing is run or written.
 
     Parameters
@@ -242,6 +264,11 @@ def dry_run(profile: str, root: Path = ROOT, given=None, only=None, file: Path |
     ------
     BookError
         The profile, a notebook or a parameter is unknown, or a value is of the wrong kind.
+
+    Examples
+    --------
+    >>> dry_run("smoke", only=["01_probe_data"], given={"seed": 3}).split("(")[1]
+    'n_images = 4, size = 64, seed = 3)'
     """
     plan = read_profiles(root, profile, given, file)
     lines = []
@@ -259,7 +286,13 @@ def dry_run(profile: str, root: Path = ROOT, given=None, only=None, file: Path |
 
 
 def run(
-    profile: str, root: Path = ROOT, force=False, given=None, only=None, file: Path | None = None, strict=False
+    profile: str,
+    root: Path = ROOT,
+    force: bool = False,
+    given: dict | None = None,
+    only: Sequence[str] | None = None,
+    file: Path | None = None,
+    strict: bool = False,
 ) -> list[str]:
     """Run the notebooks of a profile in order, leaving out those that nothing has changed for.
 
@@ -289,6 +322,13 @@ def run(
     ------
     BookError
         A notebook failed, or the profile is wrong.
+
+    Examples
+    --------
+    >>> run("smok")
+    Traceback (most recent call last):
+        ...
+    support.profiles.BookError: unknown profile 'smok'; the profiles in ... are: smoke, book, paper
     """
     plan = read_profiles(root, profile, given, file)
     folder = folder_of(root, profile)

@@ -213,6 +213,13 @@ def create(path: str | os.PathLike, header: dict) -> "Store":
         The folder holds something else, or maps of other images, other methods or with other options.
     OSError
         It cannot be made or written to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> images = xr.DataArray(np.zeros((2, 4, 4, 3), np.float32), dims=("image", "y", "x", "channel"))
+    >>> create(tempfile.mkdtemp(), header(["saliency"], {"channels": "mean"}, images, [], {})).models()
+    []
     """
     path = Path(path)
     try:
@@ -716,6 +723,13 @@ def told(path: str | os.PathLike) -> Iterator[None]:
     ------
     OSError
         With the reason in words, of the same number.
+
+    Examples
+    --------
+    >>> with told("maps"):  # doctest: +ELLIPSIS
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] maps cannot be written: the disk is full ...
     """
     try:
         yield

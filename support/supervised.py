@@ -1,5 +1,8 @@
 """What labels would buy: scores of a source's features that need labels of the target, but no training."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 ITERATIONS = 100  # of LogME's fixed point, which needs about ten
@@ -7,7 +10,7 @@ TOLERANCE = 1e-6  # relative change of both precisions at which it has come to r
 LEAST = 1e-12  # of a sum of squares, so that no precision is infinite
 
 
-def logme(features, labels) -> float:
+def logme(features: Any, labels: Any) -> float:
     """Logarithm of the maximum evidence of the labels, given the features.
 
     You et al. (2021), "LogME: practical assessment of pre-trained models for transfer learning", Section 4: labels are
@@ -65,7 +68,7 @@ def _evidence(squares, projected, length, freedom, n_features):
     return (fit - determinant) / (2 * freedom)
 
 
-def h_score(features, classes) -> float:
+def h_score(features: Any, classes: Sequence[int]) -> float:
     """How much of the features' variance lies between classes.
 
     Bao et al. (2019), "An information-theoretic approach to transferability in task transfer learning", equation (7):
@@ -103,7 +106,7 @@ def h_score(features, classes) -> float:
     return float(np.trace(np.linalg.pinv(features.T @ features, hermitian=True) @ (between.T @ between)))
 
 
-def leep(probabilities, classes) -> float:
+def leep(probabilities: Any, classes: Sequence[int]) -> float:
     """Mean log likelihood of the classes under the source's own classes.
 
     Nguyen et al. (2020), "LEEP: a new measure to evaluate transferability of learned representations", Section 3: the
@@ -145,7 +148,7 @@ def leep(probabilities, classes) -> float:
     return float(np.log((given @ conditional.T)[np.arange(len(classes)), classes]).mean())
 
 
-def nce(source_classes, classes) -> float:
+def nce(source_classes: Sequence[int], classes: Sequence[int]) -> float:
     """Negative conditional entropy of the target's classes, given the source's.
 
     Tran et al. (2019), "Transferability and hardness of supervised classification tasks", Section 3: −H(y | z) of the

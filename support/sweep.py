@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.pages import render
@@ -16,15 +17,15 @@ KINDS = ("image/png", "text/html", "text/markdown", "text/plain")
 
 def sweep(
     name: str,
-    values: list,
+    values: Sequence,
     profile: str,
     root: Path = ROOT,
     *,
-    given=None,
-    only=None,
-    file=None,
-    force=False,
-    strict=False,
+    given: dict | None = None,
+    only: Sequence[str] | None = None,
+    file: Path | None = None,
+    force: bool = False,
+    strict: bool = False,
 ) -> Path:
     """Run a notebook once for each value of a parameter, and put what the runs displayed into one page.
 
@@ -50,9 +51,16 @@ def sweep(
     ------
     BookError
         Not one notebook, not a parameter and its values, or a run failed.
+
+    Examples
+    --------
+    >>> sweep("method", ["saliency"], "smoke", only=["03_attribution_maps"])
+    Traceback (most recent call last):
+        ...
+    support.profiles.BookError: a sweep needs one notebook and at least two values, as in ...
     """
     values = list(dict.fromkeys(values))
-    if len(only or ()) != 1 or len(values) < 2:
+    if not only or len(only) != 1 or len(values) < 2:
         raise BookError(
             "a sweep needs one notebook and at least two values, as in --only 03_attribution_maps "
             "--sweep method=saliency,epsilon_lrp"
@@ -106,6 +114,12 @@ def compare(runs: dict[str, Path], pictures: Path, title: str) -> str:
     str
         MyST: a grid for each cell that displayed a sentence, a table or a figure, a column for each run; what is the
         same in all runs stands there once.
+
+    Examples
+    --------
+    >>> chapter = Path("notebooks/01_probe_data.ipynb")  # not executed: nothing is displayed
+    >>> compare({"seed = 0": chapter, "seed = 1": chapter}, Path("."), "Two seeds")
+    '# Two seeds\\n'
     """
     copies = [json.loads(path.read_text(encoding="utf-8"))["cells"] for path in runs.values()]
     copies = [[c for c in cells if "injected-parameters" not in c["metadata"].get("tags", [])] for cells in copies]

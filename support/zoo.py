@@ -209,8 +209,9 @@ def load_all(scheme: str, device: str | torch.device = "cpu", seed: int | None =
 
     Examples
     --------
-    >>> len(load_all("bank"))
-    20
+    >>> load_all("bank", seed=17)
+    Traceback (most recent call last):
+    FileNotFoundError: no network of 'bank' can be loaded: python -m support.bank all --seed 17
     """
     _check_options(seed, None, None)
     source = SOURCES.get(scheme) if isinstance(scheme, str) else None

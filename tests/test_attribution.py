@@ -168,7 +168,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(encoder, "represent", broken)
-    with pytest.raises(ValueError, match="toy: .*shapes do not match"):
+    with pytest.raises(ValueError, match="toy.*shapes do not match"):
         attribute(encoder, probe(), "saliency")
 
 
@@ -213,6 +213,54 @@ def test_wrong_input_says_what_is_known():
         attribute(toy(), images.rename(image="picture"), "saliency")
 
 
+NO_GOOD = {
+    "encoders": [
+        ("bank:edge2d", r"got the str 'bank:edge2d': zoo.load\('bank:edge2d'\) makes one"),
+        (["bank:edge2d"], "zoo.load"),
+        (None, "got the NoneType None: zoo.load makes them"),
+        (nn.ReLU(), "got the ReLU"),
+        ({"a": toy()}, "got the dict"),
+        (np.zeros(3), "got the ndarray"),
+        ([toy(), 3], "got the int 3"),
+        ((), "no encoder"),
+    ],
+    "images": [
+        (np.zeros((2, 12, 12, 3)), "images must be a DataArray"),
+        (None, "images must be a DataArray"),
+        (probe().to_dataset(name="images"), "images must be a DataArray"),
+        (probe()[:0], "expected at least one"),
+        (probe()[..., :2], "three channels"),
+        (probe() * 255, "toy: images lie in"),
+        (probe().where(probe() > 0.1), "toy: images hold values that are not finite"),
+    ],
+    "method": [
+        (None, "unknown attribution method"),
+        (3, "unknown attribution method"),
+        ([], "unknown attribution method"),
+        ([["saliency"]], "unknown attribution method"),
+        ({"saliency": 1}, "unknown attribution method"),
+        (["saliency", "gradient", "saliency"], "a method is given twice: saliency, gradient, saliency"),
+        (["relational", "relational"], "twice"),
+    ],
+    "epsilon": [
+        (value, "epsilon must be positive") for value in (np.inf, 0, np.nan, -1, 1e-50, 1e39, "1", None, [1e-4])
+    ],
+    "ridge": [(value, "ridge must be positive") for value in ("1", None, [1e-6], 1j)],
+    "references": [(v, "references is a number from 1") for v in ("12", None, 2.5, [0.5], [[0]], -3, np.nan, True, {})],
+    "channels": [(value, 'channels is "mean" or "keep"') for value in (None, ["mean"], 3, "MEAN")],
+    "batch_size": [(value, "batch_size must be a whole number") for value in ("3", 2.5, -1, [2], True)],
+    "device": [(value, "cannot be used here") for value in (None, 3.5, ["cpu"], "", "cuda:99")],
+}
+
+
+@pytest.mark.parametrize("argument", NO_GOOD)
+def test_what_is_no_good_is_told_in_a_sentence(argument):
+    for value, message in NO_GOOD[argument]:
+        arguments = {"encoders": toy(), "images": probe(), "method": "relational", "device": "cpu"} | {argument: value}
+        with pytest.raises(ValueError, match=message):
+            attribution.attribute(**arguments, progress=False)
+
+
 @pytest.mark.parametrize("device", ["abacus", "meta", "mps:9"])
 def test_a_device_that_is_not_here_is_refused_and_the_encoder_stays_where_it_was(device):
     encoder = toy()
@@ -225,11 +273,11 @@ def test_a_device_that_is_not_here_is_refused_and_the_encoder_stays_where_it_was
 def test_the_encoder_goes_home_also_after_an_error(monkeypatch):
     encoder, moves = toy(activation=nn.Softmax(1)), []
     monkeypatch.setattr(encoder, "to", lambda device: moves.append(str(device)))
-    monkeypatch.setattr(encoder, "_device", "home")
+    monkeypatch.setattr(Encoder, "device", property(lambda encoder: torch.device("cuda:7")))
     monkeypatch.setattr(encoder, "preprocess", lambda images: torch.zeros(len(images), 3, 12, 12))
     with pytest.raises(ValueError, match="Softmax"):
         attribute(encoder, probe(), "epsilon_lrp")
-    assert moves == 2 * ["cpu", "home"]  # for the check, and for the maps
+    assert moves == 2 * ["cpu", "cuda:7"]  # for the check, and for the maps
 
 
 def test_the_order_of_the_axes_of_the_images_does_not_matter():

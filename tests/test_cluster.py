@@ -1,12 +1,21 @@
 """Attribution by the workers of a cluster: the same bytes as by one process, also when one of them is killed."""
 
+import contextlib
 import os
+import re
+import shlex
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
+import dask.config
 import distributed
+import psutil
 import pytest
 import torch
 import xarray as xr
@@ -181,3 +190,132 @@ def test_connecting_and_what_is_refused(tmp_path, client):
         attribute(toy(), probe(), client=client)
     with pytest.raises(FileNotFoundError, match="does not see .*nowhere: the store must be on a file system"):
         cluster._store(Path(tmp_path / "nowhere"))
+
+
+PAGE = (Path(__file__).parents[1] / "book" / "cluster.md").read_text()
+
+
+def blocks_of(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+
+
+def commands(start):
+    """Command lines of the page that begin like that, as lists of words."""
+    lines = [line for block in blocks_of("bash") for line in block.replace("\\\n", "").splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith(start)]
+
+
+def sockets(pids):
+    """Addresses and ports on which these processes and their children accept connections."""
+    everyone = [p for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    return {c.laddr for p in everyone for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
+def listening(pids, before=frozenset()):
+    """Addresses of these sockets, but for those that were there before."""
+    found = sockets(pids) - before
+    assert len(found) > 2
+    return {address.ip for address in found}
+
+
+@contextlib.contextmanager
+def started(*lines, env=None):
+    processes = []
+    try:
+        for line in lines:
+            command = [sys.executable, "-m", "dask", *line[1:]]  # .venv/bin/dask is one of these
+            processes.append(subprocess.Popen(command, env=os.environ | (env or {}), stderr=subprocess.DEVNULL))
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes[::-1]:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=60)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def on_a_free_port(line, port):
+    line = [word.replace("192.0.2.1", "127.0.0.1").replace("8786", port) for word in line]
+    return [word.replace("127.0.0.1:8787", "127.0.0.1:0") for word in line]
+
+
+def test_started_as_the_page_says_nothing_listens_but_on_the_loopback(tmp_path):
+    port = free_port()
+    scheduler, worker = (
+        on_a_free_port(commands(f".venv/bin/dask {what}")[0], port) for what in ("scheduler", "worker")
+    )
+    assert "tcp://127.0.0.1:8786" in PAGE and "--host" in scheduler and "--host" in worker
+    with started(scheduler, worker) as pids, cluster.connect(f"tcp://127.0.0.1:{port}", timeout=60) as client:
+        client.wait_for_workers(2, timeout=120)
+        attribute([toy("a"), toy("b", seed=1)], probe(n=7), out=tmp_path / "cluster", client=client)
+        assert listening(pids) == {"127.0.0.1"}
+    attribute([toy("a"), toy("b", seed=1)], probe(n=7), out=tmp_path / "serial")
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+def test_the_client_of_the_page_starts_its_workers_on_the_loopback():
+    code = next(block for block in blocks_of("python") if "loopback = {" in block)
+    scope = {}
+    exec(code.split("if __name__")[0], scope)
+    before = sockets([os.getpid()])  # clusters of other tests in this process
+    with distributed.Client(n_workers=2, threads_per_worker=1, **scope["loopback"]):
+        assert "n_workers=2, threads_per_worker=1, **loopback" in code
+        assert listening([os.getpid()], before) == {"127.0.0.1"}
+
+
+def test_with_tls_as_the_page_says_only_who_has_the_certificate_is_a_client(tmp_path):
+    folder = tmp_path / "dask-tls"
+    make = next(block for block in blocks_of("bash") if "openssl" in block).replace("~/dask-tls", str(folder))
+    subprocess.run(make, shell=True, check=True, capture_output=True)
+    assert folder.stat().st_mode & 0o77 == 0
+    (configuration,) = blocks_of("yaml")
+    (tmp_path / "dask").mkdir()
+    (tmp_path / "dask" / "tls.yaml").write_text(configuration.replace("/home/me/dask-tls", str(folder)))
+    port = free_port()
+    scheduler, worker = (
+        on_a_free_port(commands(f".venv/bin/dask {what}")[1], port) for what in ("scheduler", "worker")
+    )
+    with started(scheduler, worker, env={"DASK_CONFIG": str(tmp_path / "dask")}):
+        configured = dask.config.merge(dask.config.config, dask.config.collect([str(tmp_path / "dask")]))
+        with dask.config.set(configured), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            with cluster.connect(f"tls://127.0.0.1:{port}", timeout=60) as client:
+                client.wait_for_workers(2, timeout=120)
+                attribute([toy("a"), toy("b", seed=1)], probe(n=7), out=tmp_path / "cluster", client=client)
+        certificate, both = str(folder / "certificate.pem"), str(folder / "both.pem")
+        security = distributed.Security(tls_ca_file=certificate, tls_client_cert=both, require_encryption=True)
+        with cluster.connect(f"tls://127.0.0.1:{port}", timeout=30, security=security) as client:
+            assert client.submit(len, "abc").result() == 3
+        for stranger in (f"tls://127.0.0.1:{port}", f"tcp://127.0.0.1:{port}"):
+            with pytest.raises(OSError, match="no Dask scheduler answers"):
+                cluster.connect(stranger, timeout=2)
+    attribute([toy("a"), toy("b", seed=1)], probe(n=7), out=tmp_path / "serial")
+    assert tree(tmp_path / "cluster") == tree(tmp_path / "serial")
+
+
+LOOPBACK = "127.0.0.1:1 tcp://127.0.0.1:1 localhost:1 tcp://LOCALHOST:1 127.1:1 tcp://127.9.8.7:1 [::1]:1 tcp://[::1]:1"
+LOOPBACK += " tcp://[::ffff:127.0.0.1]:1 ws://127.0.0.1:1 tls://192.0.2.1:1 wss://192.0.2.1:1 tls://node.example:1"
+EXPOSED = (
+    "192.0.2.1:1 tcp://192.0.2.1:1 tcp://[2001:db8::1]:1 ws://192.0.2.1:1 tcp://0.0.0.0:1 tcp://[::ffff:192.0.2.1]:1"
+)
+EXPOSED += " tcp://nowhere.invalid:1 tcp://127.0.0.1.nowhere.invalid:1"
+
+
+def test_an_unencrypted_address_beyond_this_machine_is_warned_of(monkeypatch):
+    monkeypatch.setattr(distributed, "Client", lambda address, **settings: address)
+    for address in EXPOSED.split():
+        with pytest.warns(UserWarning, match="not encrypted"):
+            assert cluster.connect(address) == address
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for address in LOOPBACK.split():
+            assert cluster.connect(address) == address
+    with pytest.raises(ValueError, match="address of a scheduler is a text"):
+        cluster.connect(8786)
+    with pytest.raises(ValueError, match="cluster.connect"):
+        attribute(toy(), probe(), client="tcp://127.0.0.1:8786", out="maps")

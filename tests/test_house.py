@@ -22,7 +22,7 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 # From the bottom to the top: a module imports from its own line or the lines above it. A name with a dot ending means
 # all modules of a folder.
 LAYERS = [
-    "labels identity sources.shared sources.weights epsilon_lrp invariant store directions readout",
+    "labels identity running sources.shared sources.weights epsilon_lrp invariant store directions readout",
     "bank bank.networks bank.rooms bank.tasks bank.work",
     "probe encoder",
     "sources. taskonomy",

@@ -1,6 +1,8 @@
 """The rules that every notebook of the book keeps."""
 
 import ast
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -110,6 +112,19 @@ def test_a_chapter_runs_from_any_folder(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out.ipynb").is_file()
+
+
+@every_notebook
+def test_what_is_imported_of_the_package_is_there(path):
+    for cell in read(path, "code"):
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "support":
+                found = {
+                    alias.name for alias in node.names if hasattr(importlib.import_module(node.module), alias.name)
+                }
+                rest = {alias.name for alias in node.names} - found
+                missing = {name for name in rest if importlib.util.find_spec(f"{node.module}.{name}") is None}
+                assert missing == set(), f"{node.module} has no {missing}"
 
 
 def test_no_chapter_names_a_place_by_the_folder_it_runs_in():
@@ -258,15 +273,18 @@ def said(path):
     """Texts of the sentences that a notebook says with the numbers of its run."""
     calls = [node for cell in read(path, "code") for node in ast.walk(ast.parse(cell["source"]))]
     calls = [node for node in calls if isinstance(node, ast.Call)]
-    texts = [node.args for node in calls if ast.unparse(node.func) in ("notebook.say", "notebook.finding")]
-    return [text.value for arguments in texts for text in arguments]
+    given = [node.args for node in calls if ast.unparse(node.func) in ("notebook.say", "notebook.finding")]
+    parts = [part for arguments in given for argument in arguments for part in ast.walk(argument)]
+    return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
 @every_notebook
 def test_there_is_more_prose_than_code(path):
-    sources = [cell["source"] for cell in read(path, "code") if "remove-input" not in cell["tags"]]
+    """On the page, where folded cells do not count."""
+    folded = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+    shown = [cell["source"] for cell in read(path, "code") if not folded & set(cell["tags"])]
     words = len(prose(path).split()) + sum(len(text.split()) for text in said(path))
-    assert words > sum(len(source.split()) for source in sources), "more code than prose"
+    assert words > sum(len(source.split()) for source in shown), "more code than prose"
 
 
 def test_glossary_explains_every_task_once():

@@ -407,3 +407,10 @@ def test_small_differences_count_in_the_integer_program():
     affinity = matrix([[1.0, 1.0 + 2e-9], [1.0 + 1e-9, 1.0]], ["a", "b"], ["t", "u"])
     assert oracle.select_sources(affinity, 1).values.tolist() == ["a", "a"]
     assert oracle.select_sources(affinity[::-1], 2).values.tolist() == ["b", "a"]
+
+
+def test_two_sources_need_three_targets_in_common():
+    truth = matrix([[3, 1, 2], [1, 2, 3], [2, 3, 1]])
+    assert oracle.tree(truth).shape == (2, 4)
+    with pytest.raises(ValueError, match="s0 and s1 cannot be compared: too few targets"):
+        oracle.tree(truth[:, :2])

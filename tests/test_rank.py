@@ -24,7 +24,8 @@ def test_the_nearest_task_leads_and_all_numbers_are_in_their_order(ranked):
     assert (ranked.low <= ranked.score).all() and (ranked.score <= ranked.high).all()
     assert ranked.score.is_monotonic_decreasing
     assert (ranked.chance < ranked.score).all()
-    assert ranked.verdict["edge2d"] == "behind the best" and ranked.behind_low["edge2d"] > 0
+    assert ranked.verdict["edge2d"] == "not told from chance"  # it explains no more than the mean does
+    assert ranked.verdict["rgb2sfnorm"] == "behind the best" and (ranked.behind_low[1:] > 0).all()
     assert ranked.untrained.notna().all()
 
 
@@ -50,6 +51,21 @@ def test_labels_that_the_source_holds_are_found(rooms):
     found = rank.table(rank.evidence(rooms, [zoo.load("bank:rgb2depth")], labels, device="cpu"))
     assert found.score.iloc[0] > 0.95 and found.verdict.iloc[0] == "best"
     assert rank.conclusion(found).startswith("Start from rgb2depth")
+
+
+def test_a_source_that_leads_by_chance_is_not_the_best():
+    rng = np.random.default_rng(0)
+    lucky = rank.Evidence(rng.uniform(0, 1.6, (20, 1)), np.ones((20, 1)), np.array([0.5]), np.nan)
+    sure = rank.Evidence(np.full((20, 1), 0.95), np.ones((20, 1)), np.array([-0.1]), np.nan)
+    worse = rank.Evidence(np.full((20, 1), 1.2), np.ones((20, 1)), np.array([-0.9]), np.nan)
+    found = rank.table({"lucky": lucky, "sure": sure, "worse": worse})
+    assert found.index[0] == "lucky"
+    assert found.verdict.to_dict() == {
+        "lucky": "not told from chance",
+        "sure": "best",
+        "worse": "not told from chance",
+    }
+    assert rank.conclusion(found).startswith("Start from sure")
 
 
 def test_what_may_be_concluded():
@@ -90,6 +106,21 @@ def test_the_command_writes_a_table_a_picture_and_a_sentence(folder, capsys):
     options[2:4] = ["--labels", str(folder / "labels.csv")]
     rank.main([*options, "--pixels", "64", "--out", str(folder / "by_label"), "--device", "cpu"])
     assert len(pd.read_csv(folder / "by_label" / "rank.csv")) == 2
+
+
+def test_the_command_takes_the_habits_of_a_network(folder):
+    code = "from torch import nn\n\n\ndef make():\n"
+    code += "    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 1, 1))\n"
+    (folder / "mine.py").write_text(code)
+    options = ["--images", str(folder / "images"), "--network", f"python:{folder / 'mine.py'}:make", "--pixels", "32"]
+    options += ["--networks", "bank:edge2d", "--out", str(folder / "out"), "--device", "cpu"]
+    scores = []
+    for habits in (["--size", "32", "--mean", "0", "--std", "1"], ["--size", "32", "--mean", "9", "9", "9"]):
+        rank.main([*options, *habits])
+        scores.append(pd.read_csv(folder / "out" / "rank.csv").score[0])
+    assert scores[0] != scores[1]
+    with pytest.raises(SystemExit, match="error: .*mean has 2 values, expected 1 or 3"):
+        rank.main([*options, "--mean", "0.5", "0.5"])
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,9 @@ import warnings
 import zipfile
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from support import attribution, probe, zoo
@@ -105,137 +102,8 @@ def export(network, path, opset=17, size=SIZE, free=True):
     return path
 
 
-def run(path, tensor, inputs):
-    """One tensor of a file as onnxruntime computes it."""
-    model = onnx.load(path)
-    if tensor not in {value.name for value in model.graph.output}:
-        model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run([tensor], {session.get_inputs()[0].name: inputs.numpy()})[0]
-
-
 def images(n=2):
     return np.random.default_rng(0).random((n, 40, 50, 3), np.float32)
-
-
-# onnx
-
-
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 20])
-def test_exported_file_agrees_with_onnxruntime(tmp_path, opset):
-    path = export(classifier(), tmp_path / "own.onnx", opset)
-    encoder = zoo.load(f"onnx:{path}")
-    assert onnx.load(path).opset_import[0].version == opset
-    assert encoder.name == "onnx:own.onnx" and encoder.input_size == SIZE and encoder.layout == "NCHW"
-    tensor = encoder.card["representation"].removeprefix("The tensor ").removesuffix(".")
-    inputs = encoder.preprocess(images())
-    np.testing.assert_allclose(encoder.represent(inputs), run(path, tensor, inputs), atol=1e-5)
-    np.testing.assert_allclose(encoder.predict(inputs), run(path, "answer", inputs), atol=1e-5)
-    assert encoder.represent(inputs).shape == (2, 16, 6, 8) and encoder.represent(inputs).min() >= 0
-    assert encoder.card["file"] == "own.onnx" and encoder.card["parameters"] > 1000
-
-
-def test_named_tensor_and_its_near_names(tmp_path):
-    path = export(classifier(), tmp_path / "own.onnx")
-    names = [node.output[0] for node in onnx.load(path).graph.node if node.op_type == "Conv"]
-    encoder = zoo.load(f"onnx:{path}#{names[0]}")
-    assert encoder.name == f"onnx:own.onnx#{names[0]}"
-    assert encoder.represent(encoder.preprocess(images())).shape == (2, 8, 12, 16)
-    with pytest.raises(ValueError, match=f"own.onnx: .*no tensor named .*{names[0]}"):
-        zoo.load(f"onnx:{path}#{names[0]}x")
-
-
-def test_a_number_sign_may_be_in_the_name_of_a_file(tmp_path):
-    path = export(classifier(), tmp_path / "own#2.onnx")
-    assert zoo.load(f"onnx:{path}").name == "onnx:own#2.onnx"
-
-
-def graph(nodes, weights=(), opset=13, shape=("n", 3, 8, 8), kind=TensorProto.FLOAT, domains=()):
-    result = [helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)]
-    image = [helper.make_tensor_value_info("image", kind, shape)]
-    rng = np.random.default_rng(0)
-    arrays = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), name) for name, s in weights]
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    made = helper.make_graph(nodes, "own", image, result, arrays)
-    return helper.make_model(made, opset_imports=opsets, ir_version=8)
-
-
-def saved(path, model):
-    path.write_bytes(model.SerializeToString())
-    return f"onnx:{path}"
-
-
-CONV = helper.make_node("Conv", ["image", "w"], ["answer"], name="conv", kernel_shape=[1, 1])
-
-
-def test_operators_without_a_converter_are_all_named(tmp_path):
-    nodes = [
-        helper.make_node("Conv", ["image", "w"], ["a"], kernel_shape=[1, 1]),
-        helper.make_node("Hardmax", ["a"], ["b"]),
-        helper.make_node("Sharpen", ["b"], ["answer"], domain="own.domain"),
-    ]
-    model = graph(nodes, [("w", (4, 3, 1, 1))], domains=["own.domain"])
-    with pytest.raises(ValueError, match=r"Hardmax \(which makes 'b'\).*own.domain.Sharpen .*opset 13"):
-        zoo.load(saved(tmp_path / "own.onnx", model))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"opset": 8}, "opset 8, those read are 9 to 20"),
-        ({"opset": 21}, "opset 21, those read are 9 to 20"),
-        ({"kind": TensorProto.FLOAT16}, "FLOAT16 images, expected FLOAT"),
-        ({"kind": TensorProto.UINT8}, "UINT8 images"),
-        ({"shape": ("n", 4, 8, 8)}, "4 channels, expected 3"),
-        ({"shape": ("n", 3, 8)}, "3 axes, expected four"),
-    ],
-)
-def test_other_graphs_are_refused(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        zoo.load(saved(tmp_path / "own.onnx", graph([CONV], [("w", (4, 3, 1, 1))], **change)))
-
-
-def test_what_is_no_graph_is_refused(tmp_path):
-    path = tmp_path / "own.onnx"
-    with pytest.raises(FileNotFoundError, match="there is no file .*own.onnx"):
-        zoo.load(f"onnx:{path}")
-    path.write_bytes(b"no graph at all")
-    with pytest.raises(ValueError, match="not an ONNX graph"):
-        zoo.load(f"onnx:{path}")
-    with pytest.raises(ValueError, match="names no network"):
-        zoo.load("onnx:")
-    export(classifier(), path)
-    with pytest.raises(ValueError, match="own.onnx has its own weights"):
-        zoo.load(f"onnx:{path}", weights="random")
-
-
-def test_an_export_for_one_image_only_is_told(tmp_path):
-    nodes = [
-        helper.make_node("Conv", ["image", "w"], ["a"], name="conv", kernel_shape=[1, 1]),
-        helper.make_node("Reshape", ["a", "shape"], ["b"], name="reshape"),
-        helper.make_node("MatMul", ["b", "v"], ["answer"], name="matmul"),
-    ]
-    model = graph(nodes, [("w", (4, 3, 1, 1)), ("v", (256, 2))], shape=(1, 3, 8, 8))
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 256], np.int64), "shape"))
-    with pytest.raises(ValueError, match="for one image only"):
-        zoo.load(saved(tmp_path / "own.onnx", model))
-
-
-def test_images_with_channels_last(tmp_path):
-    nodes = [
-        helper.make_node("Transpose", ["image"], ["turned"], name="turn", perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["turned", "w"], ["a"], name="conv", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Transpose", ["a"], ["back"], name="back", perm=[0, 2, 3, 1]),
-        helper.make_node("Relu", ["back"], ["features"], name="relu"),
-        helper.make_node("MatMul", ["features", "v"], ["answer"], name="matmul"),
-    ]
-    model = graph(nodes, [("w", (5, 3, 2, 2)), ("v", (5, 2))], shape=("n", 12, 8, 3))
-    encoder = zoo.load(saved(tmp_path / "own.onnx", model))
-    assert encoder.layout == "NHWC" and encoder.input_size == (12, 8)
-    assert encoder.card["representation"] == "The tensor features."
-    inputs = encoder.preprocess(images())
-    expected = run(tmp_path / "own.onnx", "features", inputs)
-    np.testing.assert_allclose(encoder.represent(inputs), expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
 # which tensor

@@ -512,3 +512,10 @@ def test_a_mean_over_channels_that_no_float32_holds():
     large = (maps / abs(maps).max() * 3e38).astype(np.float32)
     xr.testing.assert_allclose(space.affinity(large), space.affinity(maps), rtol=1e-5)
     xr.testing.assert_allclose(filled(large).affinity(), space.affinity(maps), rtol=0, atol=1e-5)
+
+
+def test_maps_are_read_in_blocks_of_no_more_values_than_stated(monkeypatch):
+    maps = some_maps(models=2, side=6).mean("channel")
+    for values, images in ((2 * 36 * 3, [3, 3, 1]), (2 * 36 * 3 - 1, [2, 2, 2, 1]), (1, [1] * 7), (10**6, [7])):
+        monkeypatch.setattr(directions, "VALUES_AT_ONCE", values)
+        assert [len(points) for _, points in directions.blocks(maps, "mean")] == images

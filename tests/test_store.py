@@ -25,7 +25,7 @@ import zarr
 from test_attribution import probe, toy
 from torch import nn
 
-from support import attribution, passes, space, store, zoo
+from support import attribution, directions, passes, space, store, zoo
 from support.encoder import Encoder
 from support.sources import representation
 
@@ -84,7 +84,8 @@ def test_a_second_call_computes_nothing_and_another_model_is_added(tmp_path, mon
     )
     xr.testing.assert_identical(attribute([toy("c", seed=1), toy("b")], images, METHODS, out=tmp_path)[:, ::-1], first)
     assert calls == [] and tree(tmp_path) == before
-    whole = store.append(tmp_path, toy("a", seed=2), images, device="cpu", progress=False)
+    assert store.append is attribution.append
+    whole = attribution.append(tmp_path, toy("a", seed=2), images, device="cpu", progress=False)
     assert calls == 3 * ["a"] and list(whole.model.values) == ["a", "b", "c"]
     assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("a/")} == before
     store.delete(tmp_path, "a")
@@ -437,7 +438,7 @@ def test_zarr_alone_can_read_a_store(tmp_path):
 
 
 def test_memory_is_flat_in_images_and_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "VALUES_AT_ONCE", 8 * 4096)
+    monkeypatch.setattr(directions, "VALUES_AT_ONCE", 8 * 4096)
     monkeypatch.setattr(store, "BLOCK", 4 * 4096)
     monkeypatch.setattr(store, "CHUNK", 2 * 4096)
 

@@ -27,6 +27,12 @@ def make(workshop: work.Workshop, stages: Sequence[str], workers: int) -> None:
         In this order; each needs the one before. Only ``"budget"`` needs nothing but the finished encoders.
     workers : int
         Number of processes.
+
+    Examples
+    --------
+    >>> make(work.Workshop(folder=Path("elsewhere")), ["budget"], 1)  # only with a finished bank
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/encoders_seed0.safetensors: python -m support.bank all --seed 0
     """
     does = {"render": _render, "train": _train, "transfer": _transfer, "crossed": _crossed, BUDGET: _budget}
     work.sweep(workshop)
@@ -79,8 +85,8 @@ def _budget(workshop, workers):
     plan = dataclasses.replace(workshop.plan, n_train=0, steps=0)  # the encoders are there: pieces of their own
     workshop = dataclasses.replace(workshop, plan=plan)
     work.sweep(workshop)
-    _render(workshop, workers)
     training.unpack(workshop)
+    _render(workshop, workers)
     _measure(workshop, training.sources(workshop), transfers.budget_jobs(workshop), workers)
     print(f"wrote {transfers.collect_budget(workshop)}")
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from support.bank.tasks import Task
 SIZE = 64  # pixels along a side of the images
 CHANNELS, SIDE = 8, 8  # of the plain representation: CHANNELS × SIDE × SIDE values; decoders work on that grid
 GREY = (0.2125, 0.7154, 0.0721)  # weights of red, green and blue, those of skimage.color.rgb2gray
+Network = TypeVar("Network", bound=nn.Module)
 MEAN, STD = 0.5, 0.5  # taken off and divided into images in [0, 1], for every network of the bank
 
 
@@ -46,7 +48,35 @@ def _block(inputs, outputs, kernel=3, stride=1):
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-class Encoder(nn.Sequential):
+class TaskEncoder(nn.Module):
+    """What every family says of itself.
+
+    Attributes
+    ----------
+    family : str
+        Its name in `FAMILIES`.
+    size : int
+        Pixels along a side of its inputs.
+    shape : tuple of int
+        Of one image's representation: (channels, side, side).
+    layers, end : str
+        Its layers, and the last one, in words.
+    is_signed : bool
+        Whether units have both signs.
+    has_epsilon_rules : bool
+        Whether ε-LRP has a rule for all its layers.
+    """
+
+    family: str
+    size: int
+    shape: tuple[int, int, int]
+    layers: str
+    end: str
+    is_signed: bool
+    has_epsilon_rules: bool
+
+
+class Encoder(TaskEncoder, nn.Sequential):
     """The plain family, and the only one of banks 0 to 3: 64 × 64 images to an 8 × 8 × 8 representation.
 
     Five 3 × 3 convolutions of 24, 48, 48, 96 and 96 channels and a 1 × 1 convolution to eight, each followed by batch
@@ -54,10 +84,6 @@ class Encoder(nn.Sequential):
     encoders, whose last layers are the same: without it a unit's sign is arbitrary, and so is the mean of the units.
 
     Inputs are (image, 3, 64, 64) floats as `normalise` gives them, outputs (image, 8, 8, 8).
-
-    Every family says of itself: `family`, its name; `size`, of its inputs in pixels; `shape`, of one representation;
-    `layers` and `end`, in words; `is_signed`, whether units have both signs; `has_epsilon_rules`, whether ε-LRP has a
-    rule for all its layers.
 
     Examples
     --------
@@ -99,7 +125,7 @@ class _Bottleneck(nn.Module):
         return self.relu(self.branch(values) + self.shortcut(values))
 
 
-class ResidualEncoder(nn.Sequential):
+class ResidualEncoder(TaskEncoder, nn.Sequential):
     """The residual family: 64 × 64 images to 16 channels of 8 × 8 units, none of them negative.
 
     A convolution, six bottleneck blocks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016) and a
@@ -175,7 +201,7 @@ class _Inverted(nn.Module):
         return values + self.branch(values) if self.is_residual else self.branch(values)
 
 
-class SeparableEncoder(nn.Sequential):
+class SeparableEncoder(TaskEncoder, nn.Sequential):
     """The separable family: 96 × 96 images to 24 channels of 6 × 6 units of both signs.
 
     A convolution, six inverted residual blocks with depthwise convolutions, squeeze and excitation and hard-swish
@@ -236,7 +262,7 @@ class _TransformerBlock(nn.Module):
         return tokens + self.think(tokens)
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(TaskEncoder):
     """The transformer family: 64 × 64 images to 16 channels of 8 × 8 units of both signs.
 
     Patches of 8 × 8 pixels, each from four of 4 × 4, as tokens of width 64 with learnt positions; four blocks
@@ -267,13 +293,14 @@ class TransformerEncoder(nn.Module):
         self.blocks = nn.Sequential(*(_TransformerBlock(width) for _ in range(4)))
         self.readout = nn.Sequential(nn.Linear(width, channels), nn.LayerNorm(channels))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         patches = self.patches(images) + self.positions
         tokens = self.readout(self.blocks(patches.flatten(2).transpose(1, 2)))
         return tokens.transpose(1, 2).unflatten(2, patches.shape[2:])
 
 
-FAMILIES = {encoder.family: encoder for encoder in (Encoder, ResidualEncoder, SeparableEncoder, TransformerEncoder)}
+_ENCODERS: list[type[TaskEncoder]] = [Encoder, ResidualEncoder, SeparableEncoder, TransformerEncoder]
+FAMILIES = {encoder.family: encoder for encoder in _ENCODERS}
 
 
 class Resize(nn.Upsample):
@@ -312,6 +339,8 @@ class Resample(nn.Module):
     >>> tuple(Resample(6)(torch.rand(2, 24, 6, 6)).shape)
     (2, 24, 8, 8)
     """
+
+    weights: torch.Tensor  # (64, side²)
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -401,6 +430,7 @@ def decoder(task: Task, shape: tuple[int, int, int] = Encoder.shape) -> nn.Modul
     >>> tuple(decoder(TASKS["class_places"])(torch.rand(2, 8, 8, 8)).shape)
     (2, 8)
     """
+    network: nn.Module
     if task.kind in ("image", "pixels"):
         network = ImageDecoder(task.channels, shape[0])
     elif task.kind in ("vector", "classes"):
@@ -410,7 +440,7 @@ def decoder(task: Task, shape: tuple[int, int, int] = Encoder.shape) -> nn.Modul
     return nn.Sequential(*_to_grid(shape), network) if _to_grid(shape) else network
 
 
-def see_grey(encoder: nn.Module) -> None:
+def see_grey(encoder: TaskEncoder) -> None:
     """Let an encoder that was trained on grey images take the grey of coloured ones, as a part of itself.
 
     Grey is a weighted sum of the channels and the first layer is linear in them, so the conversion is a change of the
@@ -418,8 +448,8 @@ def see_grey(encoder: nn.Module) -> None:
 
     Parameters
     ----------
-    encoder : torch.nn.Module
-        Of any family; changed in place.
+    encoder : TaskEncoder
+        Changed in place.
 
     Examples
     --------
@@ -466,7 +496,7 @@ def halved(network: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def restore(network: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+def restore(network: Network, state: dict[str, torch.Tensor]) -> Network:
     """Put stored values into a network, for use and not for training.
 
     Parameters
@@ -584,7 +614,7 @@ def families(path: str | Path) -> dict[str, str]:
     return {name: told.get(name, "plain") for name in names}
 
 
-def load_encoder(path: str | Path, name: str) -> nn.Module:
+def load_encoder(path: str | Path, name: str) -> TaskEncoder:
     """A trained encoder of the bank.
 
     Parameters
@@ -596,7 +626,7 @@ def load_encoder(path: str | Path, name: str) -> nn.Module:
 
     Returns
     -------
-    torch.nn.Module
+    TaskEncoder
         One of `FAMILIES`, in evaluation mode, frozen, float32, on the CPU.
 
     Raises

@@ -41,8 +41,8 @@ def report(folder: str | Path = work.FOLDER) -> str:
     True
     """
     folder = Path(folder)
-    found = {int(path.stem.removeprefix("losses_seed")) for path in folder.glob("losses_seed*.npz")}
-    found = sorted(seed for seed in found if _encoders(folder, seed).is_file())
+    seeds = (int(path.stem.removeprefix("losses_seed")) for path in folder.glob("losses_seed*.npz"))
+    found = sorted(seed for seed in seeds if _encoders(folder, seed).is_file())
     if not found:
         raise FileNotFoundError(f"there is no bank in {folder}: python -m support.bank all")
     banks = {seed: oracle.losses(seed, folder) for seed in found}
@@ -106,7 +106,7 @@ def by_steps(losses: xr.DataArray) -> xr.Dataset:
     return xr.Dataset(
         {
             "spearman": (tuple(coords), [[oracle.agreement(*pair).sel(target=targets) for pair in r] for r in pairs]),
-            "precision": (tuple(coords), [[found.sel(target=targets) for found in row] for row in precision]),
+            "precision": (tuple(coords), [[xr.DataArray(p).sel(target=targets) for p in row] for row in precision]),
             "loss": losses.astype(np.float64).where(taken).mean(("source", "image")),
         },
         coords,

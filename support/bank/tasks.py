@@ -54,7 +54,7 @@ class Task:
     input: Callable = _rgb
     is_target: bool = True
 
-    def target(self, scene):
+    def target(self, scene: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the network must say.
 
         Parameters
@@ -220,7 +220,7 @@ _ALL = [
 TASKS = {task.name: task for task in _ALL}
 
 
-def losses(task, prediction, target):
+def losses(task: Task, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Loss of every image.
 
     Parameters
@@ -241,6 +241,11 @@ def losses(task, prediction, target):
     ------
     ValueError
         The shapes do not fit.
+
+    Examples
+    --------
+    >>> losses(TASKS["room_layout"], torch.zeros(2, 5), torch.ones(2, 5))
+    tensor([1., 1.])
     """
     classes = task.kind in ("pixels", "classes")
     wanted = (len(target), task.channels, *target.shape[1 if classes else 2 :])
@@ -254,7 +259,7 @@ def losses(task, prediction, target):
     return loss.reshape(len(target), -1).mean(1)
 
 
-def constant(task, targets):
+def constant(task: Task, targets: torch.Tensor) -> torch.Tensor:
     """The best prediction that does not look at the image: what a network has to beat.
 
     Parameters
@@ -268,6 +273,11 @@ def constant(task, targets):
     torch.Tensor
         float32, a prediction of one image for `losses`, (1, channels, ...): the mean, for every pixel on its own; or
         logarithms of the classes' shares, for every pixel on its own, where each class counts once more than it occurs.
+
+    Examples
+    --------
+    >>> constant(TASKS["room_layout"], torch.tensor([[0.0] * 5, [2.0] * 5]))
+    tensor([[1., 1., 1., 1., 1.]])
     """
     if task.kind not in ("pixels", "classes"):
         return targets.mean(0, keepdim=True)

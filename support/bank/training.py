@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ LEARNING_RATE = 4e-3  # the peak of the one-cycle schedule
 GREY_INPUT = "colorization"  # the one task whose network is trained on grey images and then meets coloured ones
 BASELINE = 2_000  # training images that the best constant prediction is found from
 AT_ONCE = 200  # images of one forward pass without training
+Made = TypeVar("Made")
 
 
 def fit(
@@ -60,10 +62,10 @@ def fit(
     """
     if len(inputs) < batch:
         raise ValueError(f"{len(inputs)} images do not fill a batch of {batch}")
-    network.to(memory_format=torch.channels_last).train()
+    network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
-    curve = []
+    curve: list[torch.Tensor] = []
     order = torch.empty(0, dtype=torch.int64)
     with _deterministic():
         for _ in range(steps):
@@ -78,10 +80,10 @@ def fit(
             optimizer.step()
             schedule.step()
             curve.append(loss.detach())
-    curve = torch.stack(curve).cpu()
-    if not torch.isfinite(curve).all():
+    measured = torch.stack(curve).cpu()
+    if not torch.isfinite(measured).all():
         raise ValueError(f"training for {task.name} diverged: its loss is not finite")
-    return curve.tolist()
+    return measured.tolist()
 
 
 def losses(network: nn.Module, task: tasks.Task, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -133,6 +135,12 @@ def train(workshop: work.Workshop, name: str) -> None:
     ------
     FileNotFoundError
         Not rendered yet; the message gives the command.
+
+    Examples
+    --------
+    >>> train(work.Workshop(work.TINY, folder=Path("elsewhere")), "edge2d")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: the rooms of bank 0 are not all rendered: python -m support.bank render --seed 0
     """
     plan, device = workshop.plan, workshop.device
     build_encoder = networks.FAMILIES[workshop.family(name)]
@@ -146,11 +154,10 @@ def train(workshop: work.Workshop, name: str) -> None:
     generator = workshop.generator("network", name)
 
     def untrained():
-        resize = networks.Resize(build_encoder.size)
-        return nn.Sequential(resize, build_encoder(), networks.decoder(task, build_encoder.shape))
+        return build_encoder(), networks.decoder(task, build_encoder.shape)
 
-    network = build(untrained, generator).to(device)
-    _, encoder, decoder = network
+    encoder, decoder = build(untrained, generator)
+    network = nn.Sequential(networks.Resize(build_encoder.size), encoder, decoder).to(device)
     inputs, targets = (getattr(workshop, kind)("train", task.name).to(device) for kind in ("images", "targets"))
     fit(network, task, inputs, targets, plan.steps, plan.batch, generator)
     if task.name == GREY_INPUT:
@@ -174,7 +181,13 @@ def train(workshop: work.Workshop, name: str) -> None:
 
 
 def piece(workshop: work.Workshop, name: str) -> Path:
-    """File of a trained encoder and decoder in the workshop."""
+    """File of a trained encoder and decoder in the workshop.
+
+    Examples
+    --------
+    >>> piece(work.Workshop(), "edge2d").name
+    'edge2d.safetensors'
+    """
     return workshop.pieces / "networks" / f"{name}.safetensors"
 
 
@@ -212,6 +225,12 @@ def collect(workshop: work.Workshop) -> list[Path]:
     -------
     list of Path
         The files: float16, names ``TASK.VALUE``.
+
+    Examples
+    --------
+    >>> collect(work.Workshop(work.TINY, folder=Path("elsewhere")))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     paths = [_collect(workshop, "encoder", sources(workshop), "")]
     if workshop.plan.ships_decoders:
@@ -231,6 +250,12 @@ def collect_crossed(workshop: work.Workshop) -> Path:
     -------
     Path
         The file: float16, names ``TASK@FAMILY.VALUE``.
+
+    Examples
+    --------
+    >>> collect_crossed(work.Workshop(work.TINY, folder=Path("elsewhere")))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     return _collect(workshop, "encoder", added(workshop), "crossed_")
 
@@ -257,6 +282,12 @@ def unpack(workshop: work.Workshop) -> None:
     ------
     FileNotFoundError
         The bank is not made; the message gives the command.
+
+    Examples
+    --------
+    >>> unpack(work.Workshop(folder=Path("elsewhere")))
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/encoders_seed0.safetensors: python -m support.bank all --seed 0
     """
     path = workshop.folder / f"encoders_seed{workshop.seed}.safetensors"
     if not path.is_file():
@@ -270,19 +301,19 @@ def _prefixed(prefix, tensors):
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def build(factory: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
-    """A network whose first weights depend on a generator alone.
+def build(factory: Callable[[], Made], generator: torch.Generator) -> Made:
+    """Networks whose first weights depend on a generator alone.
 
     Parameters
     ----------
     factory : callable
-        Makes the network, from torch's global random numbers.
+        Makes them, from torch's global random numbers.
     generator : torch.Generator
 
     Returns
     -------
-    torch.nn.Module
-        On the CPU. The global random numbers are left as they were.
+    object
+        What the factory makes, on the CPU. The global random numbers are left as they were.
 
     Examples
     --------
@@ -328,13 +359,14 @@ def _bfloat16(device):
 def _deterministic() -> Iterator[None]:
     """Only algorithms that give the same result every time, where there is a choice."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    settings: Any = torch.utils.deterministic
+    filled, benchmark = settings.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    settings.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = benchmark

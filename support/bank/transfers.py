@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from support.bank import networks, training, work
 from support.bank.tasks import TASKS, Task
@@ -13,13 +12,13 @@ from support.bank.tasks import TASKS, Task
 RGB = "rgb"
 
 
-def represent(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def represent(encoder: networks.TaskEncoder, images: torch.Tensor) -> torch.Tensor:
     """Representations of images by a frozen encoder.
 
     Parameters
     ----------
-    encoder : torch.nn.Module
-        One of `networks.FAMILIES`, in evaluation mode.
+    encoder : TaskEncoder
+        In evaluation mode.
     images : torch.Tensor
         (image, 3, 64, 64), bytes or floats in [0, 1], on the encoder's device.
 
@@ -78,8 +77,8 @@ def transfer(
     >>> head(features).shape, len(curve)
     (torch.Size([20, 8]), 3)
     """
-    shape = tuple(features.shape[1:])
-    head = training.build(functools.partial(networks.Head, task, shape), generator).to(features.device)
+    _, *shape = features.shape  # channel, y, x
+    head = training.build(lambda: networks.Head(task, (shape[0], shape[1], shape[2])), generator).to(features.device)
     curve = training.fit(head, task, features, targets, steps, batch, generator)
     return head.eval().requires_grad_(False), curve
 
@@ -97,6 +96,12 @@ def keep_features(workshop: work.Workshop, source: str) -> None:
     ------
     FileNotFoundError
         Not rendered or not trained yet; the message gives the command.
+
+    Examples
+    --------
+    >>> keep_features(work.Workshop(work.TINY, folder=Path("elsewhere")), "edge2d")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: the encoder of edge2d in bank 0 is not trained: python -m support.bank train --seed 0
     """
     try:
         encoder = networks.load_encoder(training.piece(workshop, source), "encoder").to(workshop.device)
@@ -123,6 +128,12 @@ def keep_transfer(workshop: work.Workshop, target: str, source: str, steps: int)
     target, source : str
     steps : int
         Training steps of the head.
+
+    Examples
+    --------
+    >>> keep_transfer(work.Workshop(work.TINY, folder=Path("elsewhere")), "edge2d", "reshade", 6)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     plan, task = workshop.plan, TASKS[target]
     trained, tested = (
@@ -147,12 +158,24 @@ def _view(workshop, name):
 
 
 def features_piece(workshop: work.Workshop, source: str) -> Path:
-    """File of one encoder's representations in the workshop."""
+    """File of one encoder's representations in the workshop.
+
+    Examples
+    --------
+    >>> features_piece(work.Workshop(), "edge2d").parent.name
+    'features'
+    """
     return workshop.pieces / "features" / f"{source}.safetensors"
 
 
 def piece(workshop: work.Workshop, target: str, source: str, steps: int) -> Path:
-    """File of one transfer in the workshop."""
+    """File of one transfer in the workshop.
+
+    Examples
+    --------
+    >>> piece(work.Workshop(), "reshade", "edge2d", 120).parts[-3:]
+    ('transfers_120', 'reshade', 'edge2d.safetensors')
+    """
     return workshop.pieces / f"transfers_{steps}" / target / f"{source}.safetensors"
 
 
@@ -221,6 +244,12 @@ def collect(workshop: work.Workshop) -> Path:
     -------
     Path
         The file: float16 losses, names and numbers of images.
+
+    Examples
+    --------
+    >>> collect(work.Workshop(work.TINY, folder=Path("elsewhere")))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     plan, names = workshop.plan, training.sources(workshop)
     path = workshop.folder / f"losses_seed{workshop.seed}.npz"
@@ -252,6 +281,12 @@ def collect_crossed(workshop: work.Workshop) -> Path:
     Path
         The file, which `support.oracle.crossed` reads: float16 ``loss`` (source, target, image) and ``loss_own``
         (source, image); sources are called ``TASK@FAMILY``.
+
+    Examples
+    --------
+    >>> collect_crossed(work.Workshop(work.TINY, folder=Path("elsewhere")))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     plan, names = workshop.plan, workshop.crossed
     path = workshop.folder / f"crossed_seed{workshop.seed}.npz"
@@ -279,6 +314,12 @@ def collect_budget(workshop: work.Workshop) -> Path:
     Path
         The file, which `support.oracle.budget` reads: float16 ``loss`` (steps, source, target, image). The plan's own
         number of steps, ``head_steps``, is not among them: its losses are in ``losses_seedS.npz``.
+
+    Examples
+    --------
+    >>> collect_budget(work.Workshop(work.TINY, folder=Path("elsewhere")))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileNotFoundError: there is no elsewhere/work/...: python -m support.bank all
     """
     plan, names, budgets = workshop.plan, training.sources(workshop), _budgets(workshop)
     path = workshop.folder / f"budget_seed{workshop.seed}.npz"

@@ -357,6 +357,15 @@ def render(workshop: Workshop, split: str, start: int, stop: int) -> None:
     workshop : Workshop
     split, start, stop
         One of its `shards`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     workshop = Workshop(dataclasses.replace(TINY, n_train=0, n_transfer=0, n_test=2), folder=Path(folder))
+    ...     render(workshop, *workshop.shards()[0])
+    ...     print(workshop.targets("test", "class_places").shape)
+    torch.Size([2])
     """
     scene = rooms.render(workshop.seed, start, stop, size=networks.SIZE, device=workshop.device)
     target_folder = workshop.shard_folder(split, start)
@@ -422,6 +431,15 @@ def sweep(workshop: Workshop) -> None:
     ----------
     workshop : Workshop
         Nobody else works on it; others may work on other banks in the same folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, ".draft_1_losses_seed0.npz").touch()
+    ...     sweep(Workshop(folder=Path(folder)))
+    ...     print(list(Path(folder).iterdir()))
+    []
     """
     finished = Path(workshop.folder).glob(f"{DRAFT}*_seed{workshop.seed}.*")
     for path in [*finished, *workshop.pieces.rglob(DRAFT + "*")]:
@@ -437,6 +455,14 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], families: d
     tensors : dict of str to torch.Tensor
     families : dict of str to str, optional
         Family of the encoder whose values begin with a name, where it is not plain; `networks.load_encoder` reads it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(Path(folder) / "a.safetensors", {"edge2d.x": torch.ones(1)}, {"edge2d": "residual"})
+    ...     print(networks.families(Path(folder) / "a.safetensors"))
+    {'edge2d': 'residual'}
     """
     unusual = {name: family for name, family in (families or {}).items() if family != PLAIN[0]}
     metadata = {"families": json.dumps(unusual)} if unusual else None  # one entry: several come in any order
@@ -451,10 +477,18 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     ----------
     path : str or Path
     **arrays : numpy.ndarray
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_arrays(Path(folder) / "a.npz", ones=np.ones(3))
+    ...     print([path.name for path in Path(folder).iterdir()])
+    ['a.npz']
     """
     with _complete(path) as draft:
         with open(draft, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def run(function: Callable, jobs: list[tuple], workers: int, title: str) -> list:

@@ -1,21 +1,24 @@
 """What the heads of some networks answer, as text, boxes and points; only to see and to test that they work."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 import torch
+import xarray as xr
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
 from support import probe
+from support.encoder import Encoder
 from support.sources import shared
 
 FACE = (160, 50, 290, 180)  # left, top, right and bottom of the face in astronaut.png, in pixels
 LETTERS = {"R": (70, 70), "K": (260, 90), "7": (120, 270), "A": (290, 300)}  # written on coffee.png at these places
 
 
-def read(encoder, images):
+def read(encoder: Encoder, images: xr.DataArray | np.ndarray) -> list[str]:
     """Text that a line recogniser with a CTC head reads: the likeliest character of each step, repetitions merged.
 
     Graves et al., "Connectionist temporal classification", ICML 2006, Section 3.2 (best path decoding).
@@ -31,16 +34,25 @@ def read(encoder, images):
     -------
     list of str
         One an image; empty where it reads nothing.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> sign = probe.photograph("pexels-4543103.jpg")[280:1280, 380:1440]
+    >>> read(zoo.load("package:ppocr_rec"), sign[None])
+    ['CAFE']
     """
     model = onnx.load(shared.find(*(encoder.card[key] for key in ("package", "file", "sha256", "version"))))
     known = next(entry.value for entry in model.metadata_props if entry.key == "character").split("\n")
     characters = ["", *known, " "]  # the first is CTC's blank
     with torch.no_grad():
-        steps = encoder.predict(encoder.preprocess(images)).argmax(2).tolist()
+        steps = torch.as_tensor(encoder.predict(encoder.preprocess(images))).argmax(2).tolist()
     return ["".join(characters[a] for a, b in zip(s, [0, *s], strict=False) if a != b).strip() for s in steps]
 
 
-def boxes(encoder, images, least=0.3, overlap=0.45):
+def boxes(
+    encoder: Encoder, images: xr.DataArray | np.ndarray, least: float = 0.3, overlap: float = 0.45
+) -> list[torch.Tensor]:
     """Boxes of a YOLOX head with one class: decoded, and of those that overlap the surest kept.
 
     Ge et al., "YOLOX: Exceeding YOLO Series in 2021", 2021, Section 2 (anchor-free decoding at strides 8, 16, 32).
@@ -60,6 +72,13 @@ def boxes(encoder, images, least=0.3, overlap=0.45):
     -------
     list of torch.Tensor
         (boxes, 5) for each image, surest first: left, top, right and bottom as shares of the image's sides, and score.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> nothing = np.ones((1, 64, 64, 3), np.float32)
+    >>> boxes(zoo.load("package:captcha_det"), nothing)[0].shape
+    torch.Size([0, 5])
     """
     height, width = encoder.input_size
     grids, strides = [], []
@@ -76,7 +95,7 @@ def boxes(encoder, images, least=0.3, overlap=0.45):
         output, near, far, score = (v[score >= least] for v in (output, grid, stride, score))
         centre, size = (output[:, :2] + near) * far, output[:, 2:4].exp() * far
         corners = torch.cat([centre - size / 2, centre + size / 2], 1) / torch.tensor([width, height] * 2)
-        kept = []
+        kept: list[int] = []
         for k in score.argsort(descending=True).tolist():
             if all(_shared(corners[k], corners[j]) <= overlap for j in kept):
                 kept.append(k)
@@ -90,7 +109,7 @@ def _shared(one, other):
     return area / ((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - area)
 
 
-def keypoints(encoder, images, n_points=100, reach=5):
+def keypoints(encoder: Encoder, images: xr.DataArray | np.ndarray, n_points: int = 100, reach: int = 5) -> torch.Tensor:
     """Keypoints of XFeat: local maxima of the probability to be one, times the reliability of the place.
 
     Potje et al., "XFeat: Accelerated Features for Lightweight Image Matching", CVPR 2024, Section 3.2.
@@ -110,6 +129,12 @@ def keypoints(encoder, images, n_points=100, reach=5):
     -------
     torch.Tensor
         float32 (image, n_points, 2): x and y as shares of the image's sides, best first.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> keypoints(zoo.load("package:xfeat"), probe.photograph("china.jpg")[None], n_points=7).shape
+    torch.Size([1, 7, 2])
     """
     height, width = encoder.input_size
     with torch.no_grad():
@@ -142,7 +167,7 @@ class Example(NamedTuple):
     is_right: bool | None
 
 
-def examples(encoders):
+def examples(encoders: Mapping[str, Encoder]) -> list[Example]:
     """Answers of eight networks to a picture each, of which it is known what they should be.
 
     Parameters
@@ -154,6 +179,13 @@ def examples(encoders):
     -------
     list of Example
         HED, CenterFace, text detection and recognition, page orientation, XFeat, O-Net and the captcha detector.
+
+    Examples
+    --------
+    >>> from support import zoo
+    >>> encoders = {encoder.name: encoder for encoder in zoo.load_all("package")}
+    >>> [example.title for example in examples(encoders) if example.is_right is False]
+    []
     """
     astronaut, cap, temple = (probe.photograph(file) for file in ("astronaut.png", "imagenet_09_455.jpg", "china.jpg"))
     sign = probe.photograph("pexels-4543103.jpg")[280:1280, 380:1440]

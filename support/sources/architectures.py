@@ -5,6 +5,7 @@ feature map before pooling or head, after its nonlinearity. Inputs are (image, c
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -318,7 +319,7 @@ class ONet(nn.Module):
         return self.dense6_1(hidden).softmax(1)[:, 1], self.dense6_2(hidden), self.dense6_3(hidden)
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": functools.partial(EfficientNetLite, width=1.0, depth=1.0),
     "efficientnet_lite2": functools.partial(EfficientNetLite, width=1.1, depth=1.2),

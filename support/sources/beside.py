@@ -24,7 +24,7 @@ from typing import Any
 from support.sources import shared
 
 OWN = "own_"  # how the names of packages begin that stand for the folder of a file
-_folders = weakref.WeakValueDictionary()  # by these names
+_folders: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # by these names
 _one_at_a_time = threading.RLock()  # sys.path is changed meanwhile
 
 

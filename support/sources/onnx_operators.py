@@ -7,13 +7,16 @@ specification (onnx.ai/onnx/operators).
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional
 
-from support.sources.onnx_graph import attributes_of, dimensions
+from support.sources.onnx_graph import Types, attributes_of, dimensions
 
 
 class Node:
@@ -25,26 +28,26 @@ class Node:
         The operator.
     opset : int
         Version of the operator set.
-    free, two : dict of str to onnx.TypeProto
-        Types of all tensors, for any number of images and for two.
+    types : dict of str to onnx.TypeProto
+        Of all tensors, for any number of images.
     constants : dict of str to torch.Tensor
         What does not depend on the images.
     """
 
-    def __init__(self, proto, opset, free, two, constants):
+    def __init__(self, proto: onnx.NodeProto, opset: int, types: Types, constants: dict[str, torch.Tensor]):
         self.kind, self.opset, self.attributes = proto.op_type, opset, attributes_of(proto)
         self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self._free, self._two, self.constants = free, two, constants
+        self._types, self.constants = types, constants
 
-    def get(self, attribute, default=None):
+    def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute."""
         return self.attributes.get(attribute, default)
 
-    def has(self, number):
+    def has(self, number: int) -> bool:
         """Whether an input is given."""
         return len(self.inputs) > number and self.inputs[number] != ""
 
-    def read(self, number, default=None):
+    def read(self, number: int, default: Any = None) -> Any:
         """An input as a list or number; the graph has to know it beforehand."""
         if not self.has(number):
             return default
@@ -52,12 +55,12 @@ class Node:
             raise NotImplementedError(f"{self.kind} whose input {number} is computed from the images")
         return self.constants[self.inputs[number]].tolist()
 
-    def shape(self, number=0, of="inputs"):
+    def shape(self, number: int = 0, of: str = "inputs") -> list[Any]:
         """Lengths of the axes of an input or output; None for a free one."""
-        return dimensions(self._free[getattr(self, of)[number]])
+        return dimensions(self._types[getattr(self, of)[number]])
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         """Number of axes of the first input."""
         return len(self.shape())
 
@@ -65,15 +68,15 @@ class Node:
 class Operation(nn.Module):
     """A function of tensors, with settings."""
 
-    def __init__(self, function, **settings):
+    def __init__(self, function: Callable, **settings: Any):
         super().__init__()
         self.function, self.settings = function, settings
 
-    def forward(self, *tensors, **named):
+    def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
         """What the function gives."""
         return self.function(*tensors, **named, **self.settings)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Function and settings, for whoever prints the network."""
         return f"{getattr(self.function, '__name__', self.function)}, {self.settings}"
 
@@ -106,7 +109,7 @@ REDUCTIONS = {
 }
 
 
-def reduce(x, kind, dim, keepdim):
+def _reduced(x, kind, dim, keepdim):
     """One of `REDUCTIONS` over some axes."""
     return REDUCTIONS[kind](x, dim=dim, keepdim=keepdim)
 
@@ -116,13 +119,13 @@ def _reduction(node):
     if not axes and node.get("noop_with_empty_axes", 0):
         return nn.Identity(), node.inputs[:1]
     axes = sorted(axis % node.rank for axis in axes) or list(range(node.rank))
-    return _alone(reduce, node, kind=node.kind, dim=axes, keepdim=node.get("keepdims", 1) == 1)
+    return _alone(_reduced, node, kind=node.kind, dim=axes, keepdim=node.get("keepdims", 1) == 1)
 
 
 # windows
 
 
-def pad_explicitly(graph, types):
+def pad_explicitly(graph: onnx.GraphProto, types: Types) -> None:
     """Replace, in place, ``auto_pad`` of convolutions and pools by the padding that it stands for.
 
     Parameters
@@ -131,14 +134,22 @@ def pad_explicitly(graph, types):
         The graph.
     types : dict of str to onnx.TypeProto
         Of all tensors, for images of one size.
+
+    Examples
+    --------
+    >>> node = onnx.helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[3, 3], auto_pad="SAME_UPPER")
+    >>> graph, types = onnx.GraphProto(node=[node]), onnx.helper.make_tensor_type_proto(1, [2, 3, 8, 8])
+    >>> pad_explicitly(graph, {"a": types, "b": types})
+    >>> attributes_of(graph.node[0])["pads"]
+    [1, 1, 1, 1]
     """
     for node in graph.node:
         attributes = attributes_of(node)
         mode = attributes.get("auto_pad", "NOTSET")
         if node.op_type not in ("Conv", "AveragePool", "MaxPool", "LpPool") or mode not in ("SAME_UPPER", "SAME_LOWER"):
             continue
-        lengths, made = (dimensions(types[name])[2:] for name in (node.input[0], node.output[0]))
-        kernel = attributes.get("kernel_shape") or dimensions(types[node.input[1]])[2:]
+        lengths, made = ([n or 0 for n in dimensions(types[name])[2:]] for name in (node.input[0], node.output[0]))
+        kernel: list[Any] = attributes.get("kernel_shape") or dimensions(types[node.input[1]])[2:]
         begin, end = [], []
         for axis, (length, count) in enumerate(zip(lengths, made, strict=True)):
             stride, dilation = (attributes.get(key, [1] * len(kernel))[axis] for key in ("strides", "dilations"))
@@ -148,7 +159,7 @@ def pad_explicitly(graph, types):
         kept = [attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads")]
         del node.attribute[:]
         node.attribute.extend(kept)
-        node.attribute.add(name="pads", type=7, ints=begin + end)
+        node.attribute.append(onnx.helper.make_attribute("pads", begin + end))
 
 
 def _torch_padding(begin, end):
@@ -177,7 +188,7 @@ def _windows(node):
     return kernel, strides, dilations, begin, end
 
 
-class AveragePool(nn.Module):
+class _AveragePool(nn.Module):
     """Mean over windows of which each counts its own number of values."""
 
     def __init__(self, pool, kernel, strides, padding, count):
@@ -189,7 +200,7 @@ class AveragePool(nn.Module):
         """The means."""
         return self.pool(functional.pad(x, self.padding), self.kernel, self.strides) / self.count
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """The windows."""
         return f"{self.kernel}, {self.strides}, {self.padding}"
 
@@ -221,10 +232,10 @@ def _average_pool(node):
     else:
         counted = functional.pad(counted, _torch_padding(begin, end))
     count = pool(counted, kernel, strides)
-    return AveragePool(pool, kernel, strides, _torch_padding(begin, end), count), node.inputs[:1]
+    return _AveragePool(pool, kernel, strides, _torch_padding(begin, end), count), node.inputs[:1]
 
 
-def max_pool(x, kernel, strides, dilations, padding):
+def _maxima(x, kernel, strides, dilations, padding):
     """Largest value of each window; padding is never the largest."""
     pool = _of_rank("max_pool", len(kernel))
     return pool(functional.pad(x, padding, value=-math.inf), kernel, strides, 0, dilations)
@@ -236,14 +247,14 @@ def _max_pool(node):
         return None
     padding = _torch_padding(begin, end)
     settings = {"kernel": kernel, "strides": strides, "dilations": dilations, "padding": padding}
-    return _alone(max_pool, node, **settings)
+    return _alone(_maxima, node, **settings)
 
 
 def _global_max(node):
     return _alone(torch.amax, node, dim=list(range(2, node.rank)), keepdim=True)
 
 
-def lp_pool(x, p, kernel, strides, padding):
+def _norms(x, p, kernel, strides, padding):
     """p-norm of each window."""
     mean = _of_rank("avg_pool", len(kernel))(functional.pad(x, padding).abs() ** p, kernel, strides)
     return (mean * math.prod(kernel)) ** (1 / p)
@@ -254,10 +265,10 @@ def _lp_pool(node):
     if set(dilations) != {1}:
         raise NotImplementedError("LpPool with dilations")
     settings = {"p": node.get("p", 2), "kernel": kernel, "strides": strides, "padding": _torch_padding(begin, end)}
-    return _alone(lp_pool, node, **settings)
+    return _alone(_norms, node, **settings)
 
 
-def convolve(x, weight, bias=None, *, strides, dilations, groups, padding):
+def _convolved(x, weight, bias=None, *, strides, dilations, groups, padding):
     """Convolution with a weight that is an input."""
     convolution = _of_rank("conv", weight.ndim - 2)
     return convolution(functional.pad(x, padding), weight, bias, strides, 0, dilations, groups)
@@ -270,10 +281,10 @@ def _convolution(node):
     pads = node.get("pads") or [0] * 2 * rank
     settings = {"strides": node.get("strides", 1), "dilations": node.get("dilations", 1)}
     settings |= {"groups": node.get("group", 1), "padding": _torch_padding(pads[:rank], pads[rank:])}
-    return Operation(convolve, **settings), node.inputs
+    return Operation(_convolved, **settings), node.inputs
 
 
-def convolve_transposed(x, weight, bias=None, *, strides, dilations, groups, more, padding):
+def _convolved_transposed(x, weight, bias=None, *, strides, dilations, groups, more, padding):
     """Transposed convolution, cut (or, with zeros, filled up) to the size that the graph wants."""
     convolution = _of_rank("conv_transpose", weight.ndim - 2)
     values = convolution(x, weight, None, strides, 0, more, groups, dilations)
@@ -300,13 +311,13 @@ def _transposed_convolution(node):
             end[axis] = total - begin[axis]
     padding = _torch_padding([-amount for amount in begin], [-amount for amount in end])
     settings = {"strides": strides, "dilations": dilations, "groups": node.get("group", 1), "more": more}
-    return Operation(convolve_transposed, padding=padding, **settings), node.inputs
+    return Operation(_convolved_transposed, padding=padding, **settings), node.inputs
 
 
 # other sizes
 
 
-def pad(x, mode, begin, end, value=0.0):
+def _padded(x, mode, begin, end, value=0.0):
     """Padding along any axes; values outside are a constant, or found inside by ``mode``."""
     if mode == "constant":
         return functional.pad(x, _torch_padding(begin, end), value=value)
@@ -330,10 +341,10 @@ def _pad(node):
     value = node.read(2, node.get("value", 0.0))
     value = value[0] if isinstance(value, list) else value
     mode = node.get("mode", "constant")
-    return _alone(pad, node, mode=mode, begin=begin, end=end, value=value)
+    return _alone(_padded, node, mode=mode, begin=begin, end=end, value=value)
 
 
-class Resize(nn.Module):
+class _Resize(nn.Module):
     """Each value of an axis as a weighted sum of few values before."""
 
     def __init__(self, taps):
@@ -429,7 +440,7 @@ def _resize(node):
         aligned = node.get("coordinate_transformation_mode") == "align_corners"
         settings = {"size": after[2:], "mode": "bilinear", "align_corners": aligned}
         return _alone(functional.interpolate, node, **settings)
-    return Resize(taps), node.inputs[:1]
+    return _Resize(taps), node.inputs[:1]
 
 
 def _is_repeat(node, taps, before, after):
@@ -452,7 +463,7 @@ def _is_bilinear(node, scales, before, after):
     return all(axis in (2, 3) and scale == after[axis] / before[axis] for axis, scale in scales.items())
 
 
-def split(x, sizes, axis):
+def _pieces(x, sizes, axis):
     """Pieces of these lengths, and what is left of the axis."""
     left = x.shape[axis] - sum(sizes)
     return torch.split(x, [*sizes, left] if left else sizes, axis)
@@ -463,10 +474,10 @@ def _split(node):
     sizes = [node.shape(number, "outputs")[axis] for number in range(len(node.outputs))]
     if None in sizes:
         raise NotImplementedError("Split of the axis of images")
-    return _alone(split, node, sizes=sizes, axis=axis)
+    return _alone(_pieces, node, sizes=sizes, axis=axis)
 
 
-def cut(x, slices):
+def _sliced(x, slices):
     """Values from ``start`` to ``end`` by ``step`` along some axes."""
     for axis, (start, end, step) in slices.items():
         if step > 0:
@@ -484,7 +495,7 @@ def _cut(node):
         starts, ends, axes, steps = (node.read(number) for number in (1, 2, 3, 4))
     axes = [axis % node.rank for axis in axes or range(len(starts))]
     slices = dict(zip(axes, zip(starts, ends, steps or [1] * len(starts), strict=True), strict=True))
-    return _alone(cut, node, slices=slices)
+    return _alone(_sliced, node, slices=slices)
 
 
 def _squeeze(node):
@@ -492,7 +503,7 @@ def _squeeze(node):
     return _alone(torch.squeeze, node, dim=tuple(axes))
 
 
-def unsqueeze(x, axes):
+def _unsqueezed(x, axes):
     """New axes of length one, at these places of the result."""
     for axis in axes:
         x = x.unsqueeze(axis)
@@ -502,10 +513,10 @@ def unsqueeze(x, axes):
 def _unsqueeze(node):
     axes = node.read(1, node.get("axes"))
     rank = node.rank + len(axes)
-    return _alone(unsqueeze, node, axes=sorted(axis % rank for axis in axes))
+    return _alone(_unsqueezed, node, axes=sorted(axis % rank for axis in axes))
 
 
-def reshape(x, shape):
+def _reshaped(x, shape):
     """Other axes; where a length is None, that of the axis in the same place is kept."""
     return x.reshape([x.shape[axis] if length is None else length for axis, length in enumerate(shape)])
 
@@ -514,15 +525,15 @@ def _reshape(node):
     if node.inputs[1] not in node.constants:
         return None
     shape = [None if length == 0 and not node.get("allowzero", 0) else length for length in node.read(1)]
-    return _alone(reshape, node, shape=shape)
+    return _alone(_reshaped, node, shape=shape)
 
 
 def _flatten(node):
     is_first = node.get("axis", 1) in (0, -node.rank)
-    return (Operation(reshape, shape=[1, -1]), node.inputs[:1]) if is_first else None
+    return (Operation(_reshaped, shape=[1, -1]), node.inputs[:1]) if is_first else None
 
 
-def depth_to_space(x, block, columns_first):
+def _depth_as_space(x, block, columns_first):
     """Channels as blocks of pixels."""
     n, c, height, width = x.shape
     if columns_first:
@@ -532,7 +543,7 @@ def depth_to_space(x, block, columns_first):
     return x.reshape(n, c // block**2, height * block, width * block)
 
 
-def space_to_depth(x, block):
+def _space_as_depth(x, block):
     """Blocks of pixels as channels."""
     n, c, height, width = x.shape
     x = x.reshape(n, c, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
@@ -557,7 +568,7 @@ def _clip(node):
     return _alone(torch.clamp, node, min=low, max=high)
 
 
-def cumulate(x, axis, is_exclusive, is_reverse):
+def _cumulated(x, axis, is_exclusive, is_reverse):
     """Sums of all values up to each one."""
     x = x.flip(axis) if is_reverse else x
     sums = x.cumsum(axis)
@@ -569,24 +580,10 @@ def _cumulate(node):
     axis = node.read(1)
     axis = axis[0] if isinstance(axis, list) else axis
     settings = {"is_exclusive": bool(node.get("exclusive", 0)), "is_reverse": bool(node.get("reverse", 0))}
-    return _alone(cumulate, node, axis=axis, **settings)
+    return _alone(_cumulated, node, axis=axis, **settings)
 
 
-def normalise_responses(x, size, alpha, beta, bias):
-    """Local response normalisation over neighbouring channels."""
-    before = (size - 1) // 2
-    padding = [0, 0] * (x.ndim - 2) + [before, size - 1 - before]
-    squares = functional.pad(x.square(), padding).unfold(1, size, 1).sum(-1)
-    return x / (bias + alpha / size * squares) ** beta
-
-
-def _responses(node):
-    settings = {"size": node.get("size"), "alpha": node.get("alpha", 1e-4)}
-    settings |= {"beta": node.get("beta", 0.75), "bias": node.get("bias", 1.0)}
-    return _alone(normalise_responses, node, **settings)
-
-
-def normalise_groups(x, scale, bias, groups, epsilon, is_by_group):
+def _normalised_groups(x, scale, bias, groups, epsilon, is_by_group):
     """Group normalisation, of opset 18 (scale and bias by group) or 21 (by channel)."""
     if is_by_group:
         scale, bias = (values.repeat_interleave(x.shape[1] // groups) for values in (scale, bias))
@@ -595,7 +592,7 @@ def normalise_groups(x, scale, bias, groups, epsilon, is_by_group):
 
 def _groups(node):
     settings = {"groups": node.get("num_groups"), "epsilon": node.get("epsilon", 1e-5)}
-    return Operation(normalise_groups, is_by_group=node.opset < 21, **settings), node.inputs
+    return Operation(_normalised_groups, is_by_group=node.opset < 21, **settings), node.inputs
 
 
 def _gelu(node):
@@ -604,10 +601,10 @@ def _gelu(node):
 
 def _depth_to_space(node):
     columns_first = node.get("mode", "DCR") == "CRD"
-    return _alone(depth_to_space, node, block=node.get("blocksize"), columns_first=columns_first)
+    return _alone(_depth_as_space, node, block=node.get("blocksize"), columns_first=columns_first)
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[[Node], Any]] = {
     **dict.fromkeys(REDUCTIONS, _reduction),
     **{name: functools.partial(_alone, getattr(torch, name.lower())) for name in "Acosh Asinh Atanh Cosh Sinh".split()},
     "AveragePool": _average_pool,
@@ -620,7 +617,6 @@ OPERATORS = {
     "Flatten": _flatten,
     "GlobalMaxPool": _global_max,
     "GroupNormalization": _groups,
-    "LRN": _responses,
     "LpPool": _lp_pool,
     "MaxPool": _max_pool,
     "Mish": functools.partial(_alone, functional.mish),
@@ -628,7 +624,7 @@ OPERATORS = {
     "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _cut,
-    "SpaceToDepth": lambda node: _alone(space_to_depth, node, block=node.get("blocksize")),
+    "SpaceToDepth": lambda node: _alone(_space_as_depth, node, block=node.get("blocksize")),
     "Split": _split,
     "Squeeze": _squeeze,
     "ThresholdedRelu": lambda node: _alone(functional.threshold, node, threshold=node.get("alpha", 1.0), value=0.0),

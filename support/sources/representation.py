@@ -114,7 +114,7 @@ def choose(
         head = next(feature for feature in read if feature.order > last.order)
         alternatives = {last.label: "{} tokens of {} channels".format(*last.shape)}
         return (head if len(head.shape) == 1 else last), alternatives
-    grids = {}
+    grids: dict[tuple[int, ...], list[Feature]] = {}
     for feature in maps:
         grids.setdefault(_positions(feature.shape, size), []).append(feature)
     alternatives = {}
@@ -274,7 +274,7 @@ class Tap:
         if not torch.is_tensor(value):
             what = f"a {type(value).__name__}, expected one tensor"
             raise NotARepresentation(f"layer {self.layer!r} makes {what}: name a layer inside it")
-        return orient(value, self.size)
+        return orient(value, self.size) if self.size else value
 
 
 class _Call(NamedTuple):
@@ -406,13 +406,14 @@ class Trace:
         if not self._of_images.intersection(self._ends):
             raise NotARepresentation("what it gives has no gradient with respect to the image")
         self._goes_on = set(_behind(before for node in self._learned for before, _ in node.next_functions))
-        self.results = [shape_of_one(tensor) for tensor in given if shape_of_one(tensor)]
+        self.results = [shape for tensor in given if (shape := shape_of_one(tensor))]
         self.made, self.read, self._nodes = [], [], {}
         for call in calls:
-            if call.node in self._of_images and shape_of_one(call.made):
+            shape = shape_of_one(call.made)
+            if call.node in self._of_images and shape:
                 number = -1 if call.number == counts[call.name] - 1 else call.number
                 goes_on = call.node in self._goes_on
-                feature = Feature(call.name, shape_of_one(call.made), call.ended - 1, "output", goes_on, number)
+                feature = Feature(call.name, shape, call.ended - 1, "output", goes_on, number)
                 self.made.append(feature)
                 self._nodes[feature] = call.node
         for node in sorted(self._learned, key=lambda node: node._sequence_nr()):
@@ -564,7 +565,8 @@ def said(network: nn.Module, size: tuple[int, int], inputs: torch.Tensor) -> tor
     >>> said(network, (8, 8), torch.ones(1, 3, 8, 8)).shape
     torch.Size([1, 3])
     """
-    return orient(network.represent(inputs), size)
+    represent: Any = network.represent
+    return orient(represent(inputs), size)
 
 
 def _timm_features(network, size, inputs):

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def find(package: str, file: str, digest: str | None = None, version: str | None
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise FileNotFoundError(f"{file} ships in the package {package}, which is not installed: {command}") from None
-    path = Path(distribution.locate_file(file))
+    path = Path(str(distribution.locate_file(file)))
     if not path.is_file():
         raise FileNotFoundError(f"{package} {distribution.version} has no file {file}: {command} --force-reinstall")
     if digest and sha256(path) != digest:
@@ -175,7 +176,7 @@ def split(target: str) -> tuple[str, str]:
     >>> split("resnet18#layer4")
     ('resnet18', 'layer4')
     """
-    if Path(target).is_file():
+    if os.path.isfile(target):  # says no to what can be no path, where Path.is_file fails
         return target, ""
     before, _, after = target.partition("#")
     return before, after

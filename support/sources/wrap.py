@@ -60,7 +60,7 @@ def encoder(
     if unknown:
         known = ", ".join(sorted(PREPROCESSING))
         raise ValueError(f"{name}: unknown preprocessing {', '.join(map(str, unknown))}; known: {known}")
-    card = {"title": title or file.name, "trained_on": trained_on, "licence": licence}
+    card = {"title": title or Path(file or name).name, "trained_on": trained_on, "licence": licence}
     if file is not None:
         card |= {"file": file.name, "sha256": shared.sha256(file)}
     grey = preprocessing.get("channels") in SINGLE

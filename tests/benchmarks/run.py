@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 from captum.attr import InputXGradient, Saliency
 
-from support import attribution, epsilon_lrp, probe, similarity, space, zoo
+from support import attribution, epsilon_lrp, passes, probe, similarity, space, zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "data" / "benchmarks.csv"
@@ -65,11 +65,11 @@ def attributions():
 
 
 def _attributions(name, encoder, images):
-    at_once = max(1, attribution.PIXELS_AT_ONCE["cpu"] // np.prod(encoder.input_size))
+    at_once = max(1, passes.PIXELS_AT_ONCE["cpu"] // np.prod(encoder.input_size))
     batches = [encoder.preprocess(images[i : i + at_once]) for i in range(0, len(images), at_once)]
     few = torch.cat(batches)[: max(1, len(images) // 4)]
     trainable = copy.deepcopy(encoder)
-    for module in trainable._modules():
+    for module in trainable.modules():
         module.requires_grad_(True)  # as a network is when it was just loaded
 
     def mean_unit(x, network=encoder):
