@@ -71,6 +71,27 @@ def test_banks_are_judged_by_their_own_oracles():
     )
 
 
+def test_another_bank_is_not_the_bank_itself():
+    truth = evaluation.truths([0, 1, 2])
+    found = evaluation.yardsticks(truth)
+    assert found.dims == ("score", "bank", "source", "target") and found.bank.values.tolist() == [0, 1, 2]
+    for bank in range(3):
+        own, other = (oracle.load("bank", seed=seed) for seed in (bank, (bank + 1) % 3))
+        for name, expected in (
+            ("popularity", ranking.popularity(own)),
+            ("symmetrised", ranking.symmetrised(own)),
+            ("another bank", other),
+        ):
+            stacked = found.sel(score=name, bank=bank, drop=True)
+            xr.testing.assert_equal(*(m.sortby(["source", "target"]).drop_attrs() for m in (stacked, expected)))
+    means = evaluation.quality(found, truth).sel(score="another bank").mean(["bank", "target"]).to_series()
+    assert means.round(2)[["P@3", "P@5", "Spearman"]].tolist() == [0.98, 0.89, 0.96]  # 1 for an oracle beside itself
+
+
+def test_one_bank_has_no_other_beside_it():
+    assert evaluation.yardsticks(evaluation.truths([1])).score.values.tolist() == ["popularity", "symmetrised"]
+
+
 def test_scores_of_banks_are_those_of_their_networks_and_images():
     scores = ["gradient_x_input", "relational", "svcca"]
     found = evaluation.of_banks([1], 4, 3, scores, device="cpu")

@@ -416,3 +416,26 @@ def test_a_method_from_outside_is_one_entry(monkeypatch):
     assert scores.score.values.tolist() == ["size", "saliency"] and np.isfinite(scores).all()
     with pytest.raises(AttributeError, match="NAMES"):
         getattr(attribution, "NAMES")  # noqa: B009
+
+
+def test_a_file_with_checkpointing_loads_and_has_the_maps_of_one_without(tmp_path):
+    from support import zoo
+
+    code = "import torch\nfrom torch import nn\nfrom torch.utils.checkpoint import checkpoint\n"
+    code += "class Net(nn.Module):\n    def __init__(self, way):\n        super().__init__()\n"
+    code += (
+        "        torch.manual_seed(0)\n        self.a, self.b, self.way = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), way\n"
+    )
+    code += "    def part(self, x):\n        return self.b(nn.functional.silu(self.a(x)))\n    def forward(self, x):\n"
+    code += "        ways = {'plain': self.part(x)} if self.way == 'plain' else {}\n"
+    code += "        again = {'use_reentrant': self.way == 'reentrant'}\n"
+    code += "        return ways.get(self.way) if ways else checkpoint(self.part, x, **again)\n"
+    code += "".join(f"def {way}(): return Net({way!r})\n" for way in ("plain", "reentrant", "other"))
+    (tmp_path / "net.py").write_text(code)
+    plain, reentrant, other = (
+        zoo.load(f"python:{tmp_path / 'net.py'}:{way}#b", preprocessing={"input_size": (12, 12)})
+        for way in ("plain", "reentrant", "other")
+    )
+    expected = attribute(plain, probe(n=2), "epsilon_lrp")
+    for one in (reentrant, other):
+        np.testing.assert_array_equal(attribute(one, probe(n=2), "epsilon_lrp"), expected)

@@ -232,6 +232,44 @@ def truths(banks: Sequence[int]) -> xr.DataArray:
     return _stacked({bank: oracle.load("bank", seed=bank) for bank in banks}, "bank", "transferability")
 
 
+def yardsticks(truths: xr.DataArray) -> xr.DataArray:
+    """Rankings of the sources that need no score of two networks, and that a score is held against.
+
+    Parameters
+    ----------
+    truths : xarray.DataArray
+        (bank, source, target), as `truths` returns them.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (score, bank, source, target), higher is better: "popularity" and "symmetrised", as in `ranking`, and
+        where there are several banks "another bank", the oracle of the next one, of the first one for the last.
+
+    Raises
+    ------
+    ValueError
+        As for `ranking.popularity` and `ranking.symmetrised`.
+
+    Examples
+    --------
+    >>> yardsticks(truths([0, 1])).score.values.tolist()
+    ['popularity', 'symmetrised', 'another bank']
+    """
+    found = {
+        "popularity": [ranking.popularity(truth).reindex_like(truth) for truth in truths],
+        "symmetrised": [ranking.symmetrised(truth).reindex_like(truth) for truth in truths],
+    }
+    if truths.sizes["bank"] > 1:
+        found["another bank"] = [*truths[1:], truths[0]]
+    banks = truths.bank.values.tolist()
+    # `_stacked` drops the coordinate `bank` of each oracle: by it xarray would put every oracle back to its own bank
+    stacked = {
+        name: _stacked(dict(zip(banks, several, strict=True)), "bank", "yardstick") for name, several in found.items()
+    }
+    return _stacked(stacked, "score", "yardstick")
+
+
 def quality(affinities: xr.DataArray, truth: xr.DataArray, measures: Mapping[str, Callable] = MEASURES) -> xr.DataArray:
     """How well scores rank the sources of each target.
 
