@@ -343,7 +343,7 @@ def matrix(values: xr.DataArray, label: str, ax: plt.Axes | None = None) -> Figu
     return ax.figure
 
 
-def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7):
+def panel(ax: plt.Axes, values: xr.DataArray, title: str, *, signed: bool = False, size: float = 7) -> None:
     """Draw a (source, target) matrix with small names and a colour bar below, to stand beside others.
 
     Parameters
@@ -380,7 +380,7 @@ def panel(ax, values: xr.DataArray, title: str, *, signed: bool = False, size: f
     ax.figure.colorbar(picture, ax=ax, orientation="horizontal", shrink=0.8)
 
 
-def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
+def priority_curve(ax: plt.Axes, correlation: xr.DataArray, truth: xr.DataArray) -> None:
     """Draw the correlation-priority curve, and the middle half of the targets around it.
 
     Parameters
@@ -405,7 +405,7 @@ def priority_curve(ax, correlation: xr.DataArray, truth: xr.DataArray):
     ax.set(xlabel="place of the source (1 is best)", ylabel="correlation with the target (1)")
 
 
-def intervals(claims):
+def intervals(claims: Sequence[Any]) -> plt.Figure:
     """Draw claims that are judged by an interval, one a line, beside the band where the interval has to lie.
 
     Parameters

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -75,7 +76,7 @@ class ResNet50(nn.Module):
         Of its inputs: the three colours, or 1 for lightness.
     """
 
-    def __init__(self, n_channels=3):
+    def __init__(self, n_channels: int = 3):
         super().__init__()
         self.conv1 = nn.Conv2d(n_channels, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -275,7 +276,7 @@ def fetch(task, progress=True):
         raise FileNotFoundError(f"{error}. Once there is a connection: python -m support.taskonomy {task}") from None
 
 
-def fetch_all(tasks, progress=True):
+def fetch_all(tasks: Sequence[str], progress: bool = True) -> list[Path]:
     """The published weights of several tasks, downloaded where they are not there, and looked into.
 
     Nothing is given back before all files are known to be usable: a run over many of them takes hours, and the last
@@ -299,6 +300,11 @@ def fetch_all(tasks, progress=True):
         A file is not there and cannot be downloaded; the message has all complaints, about the others too.
     ValueError
         None is missing, but at least one is as `fetch` or `load` refuses it; the message has all complaints.
+
+    Examples
+    --------
+    >>> fetch_all([])
+    []
     """
     paths, complaints = [], []
     for task in tasks:

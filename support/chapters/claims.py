@@ -1,8 +1,8 @@
 """The paper's claims as numbers, each with a rule that turns it into a verdict; what chapter 11 computes."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -206,7 +206,7 @@ def tally(claims: Sequence[Claim]) -> dict[str, int]:
     >>> tally([one, other])["holds"]
     1
     """
-    verdicts: dict[str, Any] = {}
+    verdicts: dict[str, set[str]] = {}
     for claim in claims:
         verdicts.setdefault(claim.evidence, set()).add(claim.verdict)
     found = [next(iter(said)) if len(said) == 1 else DIVIDED for said in verdicts.values()]
@@ -214,12 +214,18 @@ def tally(claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """The claims as a table: section, verdict, measured, rule (str), by claim."""
+    """The claims as a table: section, verdict, measured, rule (str), by claim.
+
+    Examples
+    --------
+    >>> table([by_number("faster", "3.4", "ratio", 250.0, holds=100, fails=10)]).loc["faster", "verdict"]
+    'holds'
+    """
     columns = ["section", "verdict", "measured", "rule"]
     return pd.DataFrame([claim._asdict() for claim in claims]).set_index("claim")[columns]
 
 
-def of_oracles(make, truths: xr.DataArray) -> xr.DataArray:
+def of_oracles(make: Callable[[int], xr.DataArray], truths: xr.DataArray) -> xr.DataArray:
     """How well a yardstick that is made from the oracles ranks the sources, in every bank.
 
     Parameters
@@ -233,12 +239,20 @@ def of_oracles(make, truths: xr.DataArray) -> xr.DataArray:
     -------
     xarray.DataArray
         (bank, measure, target), as `evaluation.quality` returns it.
+
+    Examples
+    --------
+    >>> truths = evaluation.truths([0, 1])
+    >>> float(of_oracles(lambda number: truths[number], truths).min())
+    1.0
     """
     made = [make(number).drop_vars("bank", errors="ignore") for number in range(truths.sizes["bank"])]
     return evaluation.quality(xr.concat(made, "bank").assign_coords(bank=truths.bank.values), truths)
 
 
-def darker_rows(correlation: xr.DataArray, truth: xr.DataArray, n_permutations: int = 9_999, seed: int = 0):
+def darker_rows(
+    correlation: xr.DataArray, truth: xr.DataArray, n_permutations: int = 9_999, seed: int = 0
+) -> ranking.Mantel:
     """Do networks that are more alike to all others have a better priority? Section 4.2.2 and Figure 3, left.
 
     Parameters
@@ -262,6 +276,14 @@ def darker_rows(correlation: xr.DataArray, truth: xr.DataArray, n_permutations: 
     ------
     ValueError
         Other networks in the one matrix than in the other.
+
+    Examples
+    --------
+    >>> size = np.arange(6.0)
+    >>> names = {"source": list("abcdef"), "target": list("abcdef")}
+    >>> alike = xr.DataArray(np.add.outer(size, size), names, ("source", "target"))
+    >>> darker_rows(alike, alike).correlation > 0.9
+    True
     """
     names = correlation.source.values.tolist()
     if sorted(names) != sorted(truth.source.values.tolist()):
@@ -375,7 +397,9 @@ def best_symmetric(truth: xr.DataArray, n_relevant: int = 5, steps: int = 400) -
     return truth.copy(data=(matrix + matrix.T).detach().numpy()[:, columns]).rename("symmetric")
 
 
-def aggregation(cosines: xr.DataArray, truth: xr.DataArray, measures: dict = evaluation.MEASURES):
+def aggregation(
+    cosines: xr.DataArray, truth: xr.DataArray, measures: Mapping[str, Callable] = evaluation.MEASURES
+) -> tuple[xr.DataArray, xr.DataArray]:
     """What the mean over the images ranks better than single images do: Section 4.2.1.
 
     Parameters
@@ -392,12 +416,21 @@ def aggregation(cosines: xr.DataArray, truth: xr.DataArray, measures: dict = eva
     together, alone : xarray.DataArray
         (measure, target), as `evaluation.quality` returns it: of the mean over the images, and of each image as a mean
         over the images.
+
+    Examples
+    --------
+    >>> truth = oracle.load("bank", seed=0)
+    >>> together, alone = aggregation(xr.concat([truth.fillna(0)] * 2, "image"), truth)
+    >>> float(together.min()), float(alone.min())
+    (1.0, 1.0)
     """
     alone = evaluation.quality(cosines.assign_coords(image=np.arange(cosines.sizes["image"])), truth, measures)
     return evaluation.quality(cosines.mean("image"), truth, measures), alone.mean("image")
 
 
-def contrast(affinity: xr.DataArray, one: np.ndarray, other: np.ndarray, n_permutations: int = 9_999, seed: int = 0):
+def contrast(
+    affinity: xr.DataArray, one: np.ndarray, other: np.ndarray, n_permutations: int = 9_999, seed: int = 0
+) -> ranking.Mantel:
     """Are some pairs of networks nearer than others? A permutation test over the networks' names.
 
     Parameters
@@ -420,6 +453,13 @@ def contrast(affinity: xr.DataArray, one: np.ndarray, other: np.ndarray, n_permu
     ------
     ValueError
         No pair of a kind, or a matrix that is not symmetric.
+
+    Examples
+    --------
+    >>> same = same_trait(pd.Series(list("aabb")))
+    >>> affinity = xr.DataArray(np.where(same, 0.8, 0.3), dims=("source", "target"))
+    >>> round(contrast(affinity, same, ~same).correlation, 3)
+    0.5
     """
     upper = np.triu_indices(len(affinity), 1)
     masks = [np.asarray(mask, bool)[upper] for mask in (one, other)]
@@ -536,12 +576,20 @@ def second_group() -> pd.DataFrame:
 
 
 def same_trait(traits: pd.Series) -> np.ndarray:
-    """Whether two networks share a trait: array of bool, (model, model)."""
+    """Whether two networks share a trait: array of bool, (model, model).
+
+    Examples
+    --------
+    >>> same_trait(pd.Series(["text", "faces", "text"]))[0].tolist()
+    [True, False, True]
+    """
     values = traits.to_numpy(object)
     return values[:, None] == values[None]
 
 
-def costs(units: Sequence[int] = UNITS, n_images: int = 300, side: int = 256, n_directions: int = 50, seed: int = 0):
+def costs(
+    units: Sequence[int] = UNITS, n_images: int = 300, side: int = 256, n_directions: int = 50, seed: int = 0
+) -> pd.DataFrame:
     """Seconds of comparing two networks, by SVCCA of representations of different size and by their maps.
 
     Representations and maps are drawn at random, so that nothing but their size matters. The passes through the
