@@ -158,9 +158,10 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
     -------
     pandas.DataFrame
         A row a source. ``score``: mean over channels of the held-out R²; ``low``, ``high``: its interval;
-        ``behind_low``, ``behind_high``: interval of the difference to the best source; ``chance``: the highest of the
-        scores with other images; ``untrained``: the score for the untrained twin; ``verdict``: "best", "not told from
-        the best", "behind the best" or "not told from chance"; ``seconds``.
+        ``behind_low``, ``behind_high``: interval of the difference to the best source, which is the first one whose
+        interval lies above 0 and above chance; ``chance``: the highest of the scores with other images; ``untrained``:
+        the score for the untrained twin; ``verdict``: "best", "not told from the best", "behind the best" or "not told
+        from chance"; ``seconds``.
 
     Examples
     --------
@@ -176,12 +177,15 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
     drawn = {name: _score(one.missed, one.spread, draws) for name, one in found.items()}
     order = sorted(scores, key=lambda name: scores[name], reverse=True)
     edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    bounds = {name: np.quantile(drawn[name], edges) for name in order}
+    chance = {name: found[name].chance.max() for name in order}
+    told = [name for name in order if bounds[name][0] > max(chance[name], 0)]  # 0: no better than the mean
+    best = told[0] if told else order[0]
     rows = []
     for name in order:
-        low, high = np.quantile(drawn[name], edges)
-        behind = np.quantile(drawn[order[0]] - drawn[name], edges)
-        chance = found[name].chance.max()
-        verdict = "best" if name == order[0] else "behind the best" if behind[0] > 0 else "not told from the best"
+        low, high = bounds[name]
+        behind = np.quantile(drawn[best] - drawn[name], edges)
+        verdict = "best" if name == best else "behind the best" if behind[0] > 0 else "not told from the best"
         rows.append(
             {
                 "source": name,
@@ -190,9 +194,9 @@ def table(found: dict[str, Evidence], n_resamples: int = 2_000, seed: int = 0) -
                 "high": high,
                 "behind_low": behind[0],
                 "behind_high": behind[1],
-                "chance": chance,
+                "chance": chance[name],
                 "untrained": found[name].twin,
-                "verdict": verdict if low > chance else "not told from chance",
+                "verdict": verdict if name in told else "not told from chance",
                 "seconds": found[name].seconds,
             }
         )
@@ -261,6 +265,7 @@ def draw(ranked: pd.DataFrame, title: str = "") -> plt.Figure:
     if ranked.untrained.notna().any():
         ax.plot(ranked.untrained, rows, "x", color="C3", label="untrained twin of the target")
     ax.set_yticks(rows, ranked.index)
+    ax.margins(y=0.3 / len(ranked) + 0.05)
     ax.set(xlabel="share of the target explained, held out (R²)", title=title)
     ax.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

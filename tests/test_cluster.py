@@ -205,10 +205,15 @@ def commands(start):
     return [shlex.split(line) for line in lines if line.startswith(start)]
 
 
-def listening(pids):
-    """Addresses on which these processes and their children accept connections."""
+def sockets(pids):
+    """Addresses and ports on which these processes and their children accept connections."""
     everyone = [p for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
-    found = [c.laddr for p in everyone for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    return {c.laddr for p in everyone for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
+def listening(pids, before=frozenset()):
+    """Addresses of these sockets, but for those that were there before."""
+    found = sockets(pids) - before
     assert len(found) > 2
     return {address.ip for address in found}
 
@@ -257,9 +262,10 @@ def test_the_client_of_the_page_starts_its_workers_on_the_loopback():
     code = next(block for block in blocks_of("python") if "loopback = {" in block)
     scope = {}
     exec(code.split("if __name__")[0], scope)
+    before = sockets([os.getpid()])  # clusters of other tests in this process
     with distributed.Client(n_workers=2, threads_per_worker=1, **scope["loopback"]):
         assert "n_workers=2, threads_per_worker=1, **loopback" in code
-        assert listening([os.getpid()]) == {"127.0.0.1"}
+        assert listening([os.getpid()], before) == {"127.0.0.1"}
 
 
 def test_with_tls_as_the_page_says_only_who_has_the_certificate_is_a_client(tmp_path):

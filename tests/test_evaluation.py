@@ -71,6 +71,27 @@ def test_banks_are_judged_by_their_own_oracles():
     )
 
 
+def test_another_bank_is_not_the_bank_itself():
+    truth = evaluation.truths([0, 1, 2])
+    found = evaluation.yardsticks(truth)
+    assert found.dims == ("score", "bank", "source", "target") and found.bank.values.tolist() == [0, 1, 2]
+    for bank in range(3):
+        own, other = (oracle.load("bank", seed=seed) for seed in (bank, (bank + 1) % 3))
+        for name, expected in (
+            ("popularity", ranking.popularity(own)),
+            ("symmetrised", ranking.symmetrised(own)),
+            ("another bank", other),
+        ):
+            stacked = found.sel(score=name, bank=bank, drop=True)
+            xr.testing.assert_equal(*(m.sortby(["source", "target"]).drop_attrs() for m in (stacked, expected)))
+    means = evaluation.quality(found, truth).sel(score="another bank").mean(["bank", "target"]).to_series()
+    assert means.round(2)[["P@3", "P@5", "Spearman"]].tolist() == [0.98, 0.89, 0.96]  # 1 for an oracle beside itself
+
+
+def test_one_bank_has_no_other_beside_it():
+    assert evaluation.yardsticks(evaluation.truths([1])).score.values.tolist() == ["popularity", "symmetrised"]
+
+
 def test_scores_of_banks_are_those_of_their_networks_and_images():
     scores = ["gradient_x_input", "relational", "svcca"]
     found = evaluation.of_banks([1], 4, 3, scores, device="cpu")
@@ -135,3 +156,39 @@ def test_representations_are_computed_in_batches_on_the_device(encoders, images,
     assert sizes == len(encoders) * [3, 3, 2] and devices.count("cpu") == 2 * len(encoders)
     with pytest.raises(ValueError, match="device 'meta' cannot be used here"):
         function(encoders, images, ["cka"], device="meta", progress=False)
+
+
+def test_a_difference_has_its_interval_and_its_worst_bank():
+    axes = {"bank": [0, 1, 2], "target": list("abcd")}
+    second = xr.DataArray(np.random.default_rng(0).random((3, 4)), axes, ("bank", "target"))
+    gains = xr.DataArray([0.3, 0.2, -0.2], {"bank": [0, 1, 2]}, ("bank",))
+    first = (second + gains).transpose("bank", "target")
+    found = evaluation.difference(first, second.isel(target=[2, 0, 3, 1]))  # in another order
+    assert (found.mean, found.worst) == (pytest.approx(0.1), pytest.approx(-0.2))
+    assert (found.low, found.high) == pytest.approx(ranking.paired_bootstrap(first, second)[1:])
+    one_cluster = evaluation.difference(first[:1], second[:1] * 0, dict.fromkeys("abcd", 1))
+    assert one_cluster.low == pytest.approx(one_cluster.high)  # drawn together, the targets do not vary
+
+
+GAIN = evaluation.Difference(mean=0.2, low=0.1, high=0.3, worst=0.1)
+SAME = evaluation.Difference(mean=0.0, low=-0.04, high=0.04, worst=-0.02)
+
+
+@pytest.mark.parametrize(
+    ("gain", "rival", "expected"),
+    [
+        (GAIN, SAME, "confirmed"),
+        (GAIN, SAME._replace(worst=-0.05), "confirmed"),  # no bank below the margin
+        (GAIN, SAME._replace(worst=-0.06), "undecided"),
+        (GAIN, SAME._replace(low=-0.05), "undecided"),  # not above the margin
+        (GAIN._replace(low=0.0), SAME, "undecided"),
+        (GAIN._replace(worst=0.0), SAME, "undecided"),
+        (GAIN, evaluation.Difference(-0.1, -0.2, -0.06, -0.2), "refuted"),
+        (GAIN, evaluation.Difference(-0.1, -0.2, -0.05, -0.2), "undecided"),
+        (evaluation.Difference(-0.1, -0.2, -0.01, -0.2), SAME, "refuted"),
+        (evaluation.Difference(-0.1, -0.2, 0.0, -0.2), SAME, "undecided"),
+    ],
+)
+def test_first_hypothesis_is_judged_as_declared(gain, rival, expected):
+    assert evaluation.first_hypothesis(gain, [rival, SAME]) == expected
+    assert evaluation.first_hypothesis(gain, [SAME, rival]) == expected

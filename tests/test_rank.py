@@ -24,7 +24,8 @@ def test_the_nearest_task_leads_and_all_numbers_are_in_their_order(ranked):
     assert (ranked.low <= ranked.score).all() and (ranked.score <= ranked.high).all()
     assert ranked.score.is_monotonic_decreasing
     assert (ranked.chance < ranked.score).all()
-    assert ranked.verdict["edge2d"] == "behind the best" and ranked.behind_low["edge2d"] > 0
+    assert ranked.verdict["edge2d"] == "not told from chance"  # it explains no more than the mean does
+    assert ranked.verdict["rgb2sfnorm"] == "behind the best" and (ranked.behind_low[1:] > 0).all()
     assert ranked.untrained.notna().all()
 
 
@@ -50,6 +51,21 @@ def test_labels_that_the_source_holds_are_found(rooms):
     found = rank.table(rank.evidence(rooms, [zoo.load("bank:rgb2depth")], labels, device="cpu"))
     assert found.score.iloc[0] > 0.95 and found.verdict.iloc[0] == "best"
     assert rank.conclusion(found).startswith("Start from rgb2depth")
+
+
+def test_a_source_that_leads_by_chance_is_not_the_best():
+    rng = np.random.default_rng(0)
+    lucky = rank.Evidence(rng.uniform(0, 1.6, (20, 1)), np.ones((20, 1)), np.array([0.5]), np.nan)
+    sure = rank.Evidence(np.full((20, 1), 0.95), np.ones((20, 1)), np.array([-0.1]), np.nan)
+    worse = rank.Evidence(np.full((20, 1), 1.2), np.ones((20, 1)), np.array([-0.9]), np.nan)
+    found = rank.table({"lucky": lucky, "sure": sure, "worse": worse})
+    assert found.index[0] == "lucky"
+    assert found.verdict.to_dict() == {
+        "lucky": "not told from chance",
+        "sure": "best",
+        "worse": "not told from chance",
+    }
+    assert rank.conclusion(found).startswith("Start from sure")
 
 
 def test_what_may_be_concluded():

@@ -1,8 +1,8 @@
 """Every score of every two networks, and how well each ranks the sources: what the chapters from 8 on share."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import xarray as xr
 
@@ -232,6 +232,44 @@ def truths(banks: Sequence[int]) -> xr.DataArray:
     return _stacked({bank: oracle.load("bank", seed=bank) for bank in banks}, "bank", "transferability")
 
 
+def yardsticks(truths: xr.DataArray) -> xr.DataArray:
+    """Rankings of the sources that need no score of two networks, and that a score is held against.
+
+    Parameters
+    ----------
+    truths : xarray.DataArray
+        (bank, source, target), as `truths` returns them.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (score, bank, source, target), higher is better: "popularity" and "symmetrised", as in `ranking`, and
+        where there are several banks "another bank", the oracle of the next one, of the first one for the last.
+
+    Raises
+    ------
+    ValueError
+        As for `ranking.popularity` and `ranking.symmetrised`.
+
+    Examples
+    --------
+    >>> yardsticks(truths([0, 1])).score.values.tolist()
+    ['popularity', 'symmetrised', 'another bank']
+    """
+    found = {
+        "popularity": [ranking.popularity(truth).reindex_like(truth) for truth in truths],
+        "symmetrised": [ranking.symmetrised(truth).reindex_like(truth) for truth in truths],
+    }
+    if truths.sizes["bank"] > 1:
+        found["another bank"] = [*truths[1:], truths[0]]
+    banks = truths.bank.values.tolist()
+    # `_stacked` drops the coordinate `bank` of each oracle: by it xarray would put every oracle back to its own bank
+    stacked = {
+        name: _stacked(dict(zip(banks, several, strict=True)), "bank", "yardstick") for name, several in found.items()
+    }
+    return _stacked(stacked, "score", "yardstick")
+
+
 def quality(affinities: xr.DataArray, truth: xr.DataArray, measures: Mapping[str, Callable] = MEASURES) -> xr.DataArray:
     """How well scores rank the sources of each target.
 
@@ -270,6 +308,80 @@ def quality(affinities: xr.DataArray, truth: xr.DataArray, measures: Mapping[str
             parts[name] = quality(affinities.sel({dim: name}), of_it, measures)
         return _stacked(parts, dim, "quality")
     return _stacked({name: measure(affinities, truth) for name, measure in measures.items()}, "measure", "quality")
+
+
+class Difference(NamedTuple):
+    """A mean difference over targets and banks, the bounds of its interval, and the mean of the worst bank."""
+
+    mean: float
+    low: float
+    high: float
+    worst: float
+
+
+def difference(first: xr.DataArray, second: xr.DataArray, clusters: Mapping[str, Hashable] | None = None) -> Difference:
+    """How much better one score is than another, over targets and banks, and in the worst bank.
+
+    Parameters
+    ----------
+    first, second : xarray.DataArray
+        (bank, target), one measure of one score each, from `quality`; the same banks and targets.
+    clusters : dict, optional
+        As for `ranking.bootstrap`.
+
+    Returns
+    -------
+    Difference
+        Of first − second: `ranking.paired_bootstrap`, 95 per cent, and the smallest mean of any bank.
+
+    Raises
+    ------
+    TypeError, ValueError, KeyError
+        As for `ranking.paired_bootstrap`.
+
+    Examples
+    --------
+    >>> second = xr.DataArray([[0.2, 0.4], [0.4, 0.6]], {"bank": [0, 1], "target": ["a", "b"]}, ("bank", "target"))
+    >>> first = second + xr.DataArray([0.5, -0.25], {"bank": [0, 1]}, ("bank",))
+    >>> found = difference(first, second)
+    >>> round(found.mean, 3), round(found.worst, 3)
+    (0.125, -0.25)
+    """
+    interval = ranking.paired_bootstrap(first, second, clusters=clusters)
+    return Difference(*interval, float((first - second).mean("target").min()))
+
+
+def first_hypothesis(gain: Difference, rest: Sequence[Difference], margin: float = 0.05) -> str:
+    """What the rule that chapter 8 declares makes of hypothesis 1, for one form and one probe.
+
+    Parameters
+    ----------
+    gain : Difference
+        P@5 of the whitened energy minus that of gradient × input.
+    rest : sequence of Difference
+        P@5 of the whitened energy minus that of SVCCA, and minus that of RSA.
+    margin : float, default 0.05
+        By how much less still counts as not worse.
+
+    Returns
+    -------
+    str
+        "confirmed" where the gain is positive in every bank and its interval above 0, and all intervals of the rest
+        are above −margin with no bank below it. "refuted" where the interval of the gain is below 0, or one of the
+        rest below −margin. Otherwise "undecided".
+
+    Examples
+    --------
+    >>> first_hypothesis(Difference(0.2, 0.1, 0.3, 0.1), [Difference(0.0, -0.04, 0.04, -0.01)])
+    'confirmed'
+    >>> first_hypothesis(Difference(0.2, 0.1, 0.3, 0.1), [Difference(0.0, -0.06, 0.06, -0.01)])
+    'undecided'
+    """
+    not_worse = all(one.low > -margin and one.worst >= -margin for one in rest)
+    if gain.low > 0 and gain.worst > 0 and not_worse:
+        return "confirmed"
+    refuted = gain.high < 0 or any(one.high < -margin for one in rest)
+    return "refuted" if refuted else "undecided"
 
 
 def _stacked(arrays, dim, name):

@@ -112,6 +112,8 @@ def read(path: Path, converts: Callable[[str, int], bool]) -> Network:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
+        if len(model.graph.node) > NODES:
+            raise ValueError(f"it has {len(model.graph.node):,} nodes, at most {NODES:,} are read")
         tensors = list(_tensors(model))
     except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not an ONNX graph, or is damaged ({error})") from None
@@ -197,8 +199,6 @@ def _renamed(model, converts):
     graph, opset = model.graph, max((o.version for o in model.opset_import if o.domain in DOMAINS), default=0)
     if opset not in OPSETS:
         raise ValueError(f"it is of opset {opset}, those read are {OPSETS[0]} to {OPSETS[-1]}: export it again")
-    if len(graph.node) > NODES:
-        raise ValueError(f"it has {len(graph.node):,} nodes, at most {NODES:,} are read")
     if model.functions:
         names = ", ".join(shown(function.name) for function in model.functions[:3])
         raise ValueError(f"it has functions of its own ({names}), which are not read: inline them (onnx.inliner)")
