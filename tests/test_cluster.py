@@ -53,12 +53,10 @@ def logged(log, seconds=0.0):
 @pytest.fixture(scope="module")
 def client():
     """Two processes, "plain" and "gpu", of which the second says that it has a GPU."""
-    nanny = {"cls": distributed.Nanny, "options": {"nthreads": 1}}
-    workers = {"plain": nanny, "gpu": {**nanny, "options": {"nthreads": 1, "resources": {"GPU": 1}}}}
-    scheduler = {
-        "cls": distributed.Scheduler,
-        "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1", "port": 0},
-    }
+    loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    nanny = {"cls": distributed.Nanny, "options": {"nthreads": 1, **loopback}}
+    workers = {"plain": nanny, "gpu": {**nanny, "options": {**nanny["options"], "resources": {"GPU": 1}}}}
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "port": 0, **loopback}}
     with (
         distributed.SpecCluster(workers, scheduler, shutdown_on_close=True) as machines,
         distributed.Client(machines) as client,

@@ -427,9 +427,8 @@ def test_a_file_with_checkpointing_loads_and_has_the_maps_of_one_without(tmp_pat
         "        torch.manual_seed(0)\n        self.a, self.b, self.way = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), way\n"
     )
     code += "    def part(self, x):\n        return self.b(nn.functional.silu(self.a(x)))\n    def forward(self, x):\n"
-    code += "        ways = {'plain': self.part(x)} if self.way == 'plain' else {}\n"
-    code += "        again = {'use_reentrant': self.way == 'reentrant'}\n"
-    code += "        return ways.get(self.way) if ways else checkpoint(self.part, x, **again)\n"
+    code += "        if self.way == 'plain':\n            return self.part(x)\n"
+    code += "        return checkpoint(self.part, x, use_reentrant=self.way == 'reentrant')\n"
     code += "".join(f"def {way}(): return Net({way!r})\n" for way in ("plain", "reentrant", "other"))
     (tmp_path / "net.py").write_text(code)
     plain, reentrant, other = (
