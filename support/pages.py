@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.notebook import FINDINGS_HERE, fill, findings
+from support.notebook import FINDING, FINDINGS_HERE, LEFT, fill, findings
 from support.profiles import BookError, folder_of
 from support.runner import ROOT
 
@@ -39,15 +39,18 @@ def assemble(profile: str, root: Path = ROOT) -> Path:
     if source.is_dir():
         shutil.rmtree(source)
     shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("_build", "__pycache__", ".*"))
-    for notebook in sorted((source.parent / "notebooks").glob("*.ipynb")):
+    executed = sorted((source.parent / "notebooks").glob("*.ipynb"))
+    for notebook in executed:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         for cell in content["cells"]:
             tags = cell["metadata"].get("tags", [])
             if "injected-parameters" in tags and "hide-input" not in tags:
                 tags.append("hide-input")
                 cell["metadata"]["mystnb"] = {"code_prompt_show": "Show the parameters of this run"}
+            for output in cell.get("outputs", []):  # what is only for `findings` and `fill`, and no page can show
+                for kind in (FINDING, LEFT):
+                    output.get("data", {}).pop(kind, None)
         (source / notebook.name).write_text(json.dumps(content), encoding="utf-8")
-    executed = sorted(source.glob("*.ipynb"))
     for page in source.glob("*.md"):
         text = fill(page.read_text(encoding="utf-8"), executed)
         page.write_text(text.replace(FINDINGS_HERE, findings(executed)), encoding="utf-8")
