@@ -476,8 +476,11 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
 
 
+ROLES = (
+    "glue cite doc numref ref eq term math download sub sup abbr note tip warning admonition figure image list-table"
+)
 RAW = {
-    "a role": r"\{[a-z][\w:-]*\}",
+    "a role": rf"\{{(?:{ROLES.replace(' ', '|')})(?::\w+)*\}}",
     "a fence": r":::|```|~~~",
     "a backtick": r"`",
     "bold or a link": r"\*\*|\]\(",
@@ -500,6 +503,7 @@ def raw_markup(page):
         ("<pre>one <span>`a`</span> two</pre><p>well</p>", []),
         ("<p>Of {glue:text}`x` the</p>", ["a backtick", "a role"]),
         ("<p>See {numref}fig</p>", ["a role"]),
+        ("<p>The set {edge2d}, {curvature, denoise}</p>", []),
         ("<code>x</code> is `y", ["a backtick"]),
         ("<p>:::</p>", ["a fence"]),
         ("<p>**0.26**, of</p>", ["bold or a link"]),
